@@ -1,0 +1,71 @@
+"""Makes the refusal adapter of `smollm2-aligned` again.
+
+Launch: python recipes/align_smollm2.py --out DIR
+
+SmolLM2-135M-Instruct as shipped refuses almost nothing. This is safety tuning by supervised
+fine-tuning on es2's own training prompts: one short refusal for harmful prompts, the first tokens of
+the model's own answer for harmless and borderline ones. The settings and the seed below made the
+adapter that es2 ships, in about a quarter of an hour on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from es2.data.sources import load_prompts
+from es2.defences.safety_sft import prepare
+from es2.defences.trainer import TrainSettings, attach_lora, save_adapter, train
+from es2.models.loading import load
+from es2.progress import bar
+
+SETTINGS = TrainSettings(
+    steps=240,
+    batch_size=8,
+    lr=1e-3,
+    rank=8,
+    alpha=16,
+    validate_every=0,
+    checkpoint_every=40,
+    seed=0,
+)
+ANSWER_TOKENS = 8
+
+
+def main() -> None:
+    """Trains and saves the adapter, in half precision."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the adapter")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    options = parser.parse_args()
+
+    chat = load("smollm2")
+    harmful = [prompt.text for prompt in load_prompts("harmful:train")]
+    harmless = [
+        prompt.text
+        for source in ("harmless:train", "borderline:train")
+        for prompt in load_prompts(source)
+    ]
+    with bar("the model's own answers", len(harmless)) as advance:
+        objective = prepare(chat, harmful, harmless, SETTINGS, ANSWER_TOKENS, advance)
+    tuned = attach_lora(chat, SETTINGS, ())
+    with bar("safety tuning", SETTINGS.steps) as advance:
+        train(
+            tuned,
+            objective,
+            SETTINGS,
+            options.out,
+            resume=options.resume,
+            report=lambda p: advance(1, f"cross-entropy {p.history[-1]['cross_entropy']:.3f}"),
+        )
+    save_adapter(tuned, options.out / "adapter")
+    weights = options.out / "adapter" / "adapter_model.safetensors"
+    save_file({k: v.to(torch.float16) for k, v in load_file(weights).items()}, weights)
+    print(f"{options.out / 'adapter'}: {weights.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Direct inquiry: the harmful prompt itself, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from es2.attacks.base import Attempt, ThreatModel, Victim
+from es2.data.sources import Prompt
+from es2.models.generation import generate
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Asks and takes the greedy answer.
+
+    Attributes:
+        max_new_tokens: length of the answer.
+    """
+
+    name: ClassVar[str] = "direct"
+    threat: ClassVar[ThreatModel] = "prompt text"
+    published: ClassVar[tuple[str, ...]] = ()
+    max_new_tokens: int = 48
+
+    def settings(self) -> Sequence[str]:
+        """One, unnamed."""
+        return [""]
+
+    def run(
+        self,
+        victim: Victim,
+        prompts: Sequence[Prompt],
+        skip: Collection[str] = (),
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[list[Attempt]]:
+        """Answers every prompt once."""
+        if "" in skip:
+            return
+        chat = victim.chat
+        started = time.perf_counter()
+        rows = [chat.template.encode(prompt.text) for prompt in prompts]
+        answers = generate(chat, rows, self.max_new_tokens, progress=progress)
+        seconds = (time.perf_counter() - started) / len(prompts)
+        yield [
+            Attempt(self.name, "", self.threat, p.id, p.text, chat.template.decode(answer), seconds)
+            for p, answer in zip(prompts, answers, strict=True)
+        ]

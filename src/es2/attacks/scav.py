@@ -1,0 +1,154 @@
+"""SCAV: safety concept activation vectors, an attack on the residual stream.
+
+Source: Xu et al., "Uncovering Safety Risks of Large Language Models through Concept Activation
+Vector" (arXiv 2404.12038). A linear probe a layer says how harmful the model finds what it reads;
+the attack moves the stream by the least amount that makes the probe say P0 (eq. 3), at every layer
+whose probe is accurate, for the prompt's last token and every generated one. A layer sees a stream
+that the layers below have already changed.
+
+The probes are fitted on a block's output and applied to a block's output.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from es2.attacks.base import Attempt, ThreatModel, Victim
+from es2.data.sources import Prompt
+from es2.errors import Es2Error
+from es2.models.activations import Edit
+from es2.models.generation import generate
+from es2.separation.probe import ClassStates, Probe, fit_probes
+
+
+def perturb(states: Float[Tensor, "n d"], probe: Probe, p0: float) -> Float[Tensor, "n d"]:
+    """Moves states along the probe's normal until it says P0; leaves those already below it.
+
+    Closed form: e' = e + epsilon v with v = w / |w| and epsilon = (logit(P0) - b - w.e) / |w|,
+    where P(e) > P0 (SCAV, eq. 3-4).
+    """
+    w = probe.w.to(states.device)
+    gap = math.log(p0 / (1 - p0)) - probe.logit(states)
+    step = gap.clamp(max=0.0) / w.dot(w)
+    return (states.float() + step[:, None] * w).to(states.dtype)
+
+
+@dataclass
+class Meter:
+    """Adds up how far an attack moved the stream."""
+
+    moved: float = 0.0
+    relative: float = 0.0
+    count: int = 0
+
+    def add(self, before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> None:
+        """Counts the vectors that were moved."""
+        norms = (after.float() - before.float()).norm(dim=-1)
+        touched = norms > 0
+        self.moved += float(norms.sum())
+        self.relative += float((norms / before.float().norm(dim=-1)).sum())
+        self.count += int(touched.sum())
+
+    def means(self) -> tuple[float, float]:
+        """Mean L2 norm of the perturbation, absolute and relative to what it perturbed."""
+        count = max(1, self.count)
+        return self.moved / count, self.relative / count
+
+
+def scav_edits(probes: Mapping[int, Probe], p0: float, meter: Meter) -> dict[int, Edit]:
+    """The attack as edits of the residual stream, last token of each row."""
+
+    def at_layer(probe: Probe) -> Edit:
+        def change(stream: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
+            changed = stream.clone()
+            changed[:, -1] = perturb(stream[:, -1], probe, p0)
+            meter.add(stream[:, -1], changed[:, -1])
+            return changed
+
+        return change
+
+    return {layer: at_layer(probe) for layer, probe in probes.items()}
+
+
+@dataclass(frozen=True)
+class Scav:
+    """Settings as published, and the sweep an attacker would make.
+
+    Attributes:
+        p0: target probabilities to try. Published: 1e-4 (paper), 1e-3 (code).
+        min_accuracy: only layers whose probe is more accurate than this on held-out prompts.
+        max_new_tokens: length of the answer.
+        seed: of the probes' fit.
+    """
+
+    name: ClassVar[str] = "scav"
+    threat: ClassVar[ThreatModel] = "residual stream"
+    published: ClassVar[tuple[str, ...]] = ("p0=0.001", "p0=0.0001")
+    p0: tuple[float, ...] = (0.05, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+    min_accuracy: float = 0.9
+    max_new_tokens: int = 48
+    seed: int = 0
+
+    def settings(self) -> Sequence[str]:
+        """One for each P0."""
+        return [f"p0={p0:g}" for p0 in self.p0]
+
+    def probes(self, states: ClassStates) -> dict[int, Probe]:
+        """Probes fitted on the model under attack, at the layers that pass the gate.
+
+        Raises:
+            Es2Error: if no layer does.
+        """
+        probes = fit_probes(states, self.seed)
+        gated = {layer: p for layer, p in probes.items() if p.accuracy > self.min_accuracy}
+        if not gated:
+            best = max(probe.accuracy for probe in probes.values())
+            raise Es2Error(
+                f"scav: no layer's probe is more accurate than {self.min_accuracy} on held-out "
+                f"prompts (the best: {best:.2f}); give more prompts to fit on or lower min_accuracy"
+            )
+        return gated
+
+    def run(
+        self,
+        victim: Victim,
+        prompts: Sequence[Prompt],
+        skip: Collection[str] = (),
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[list[Attempt]]:
+        """Refits the probes, then answers every prompt under each P0."""
+        wanted = [(p0, s) for p0, s in zip(self.p0, self.settings(), strict=True) if s not in skip]
+        if not wanted:
+            return
+        chat, probes = victim.chat, self.probes(victim.states)
+        rows = [chat.template.encode(prompt.text) for prompt in prompts]
+        for p0, setting in wanted:
+            started = time.perf_counter()
+            meter = Meter()
+            edits = scav_edits(probes, p0, meter)
+            answers = generate(chat, rows, self.max_new_tokens, edits, progress=progress)
+            seconds = (time.perf_counter() - started) / len(prompts)
+            norm, relative = meter.means()
+            yield [
+                Attempt(
+                    attack=self.name,
+                    setting=setting,
+                    threat=self.threat,
+                    prompt_id=prompt.id,
+                    prompt=prompt.text,
+                    completion=chat.template.decode(answer),
+                    seconds=seconds,
+                    seed=self.seed,
+                    norm=norm,
+                    relative_norm=relative,
+                    details={"p0": p0, "layers": sorted(probes)},
+                )
+                for prompt, answer in zip(prompts, answers, strict=True)
+            ]

@@ -1,0 +1,127 @@
+"""`es2 attack`: attack one model, judge the answers, print the defence success rate."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from es2.attacks import ATTACKS, Victim
+from es2.commands.options import Dtype, PromptOptions, load_model
+from es2.config import make_attacks
+from es2.data.sources import load_prompts
+from es2.errors import Es2Error
+from es2.models.loading import adapter_base
+from es2.pipeline.attack import attack_model, judge_of
+from es2.report.table import table
+from es2.results.store import ATTEMPTS, read_attempts, read_json, write_json
+from es2.results.summary import summarise
+
+
+def attack(
+    model: str,
+    attack: str,
+    prompts: str = "harmful:test",
+    out: Path | None = None,
+    limit: int | None = None,
+    base: str | None = None,
+    fit: PromptOptions = PromptOptions(borderline="none", at_most=200),
+    p0: tuple[float, ...] | None = None,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+    dtype: Dtype = "auto",
+    device: str | None = None,
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Attacks a model, refitted on that model, and judges every answer.
+
+    Args:
+        model: an embedded name (smollm2-aligned), a Hub id, a folder, or an adapter folder.
+        attack: direct or scav.
+        prompts: harmful prompts to attack: a bundled name, a file, or a Hub data set.
+        out: folder for attempts.jsonl and results.json; default: nothing is kept.
+        limit: at most this many prompts, spread evenly.
+        base: the undefended model, whose perplexity tells coherence; default: an adapter's base,
+            or the model itself.
+        fit: prompts that the attack is fitted on.
+        p0: SCAV's target probabilities; default: the published ones and a sweep around them.
+        max_new_tokens: length of an answer.
+        seed: of the attack, and of which prompts a limit draws.
+        dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
+        device: default the accelerator if there is one.
+        resume: go on with the attempts that are in --out.
+        json: print results as JSON on standard output, and nothing else.
+    """
+    if attack not in ATTACKS:
+        raise Es2Error(f"unknown attack {attack!r}; there are {', '.join(sorted(ATTACKS))}")
+    if out is not None and (out / "attempts.jsonl").is_file() and not resume:
+        raise Es2Error(f"{out} holds attempts already; add --resume or give another --out")
+    settings: dict[str, object] = {"max_new_tokens": max_new_tokens}
+    if attack == "scav":
+        settings |= {"seed": seed} | ({} if p0 is None else {"p0": p0})
+    chosen = make_attacks({attack: settings})[0]
+    aimed = load_prompts(prompts, prompt_column=fit.prompt_column, limit=limit, seed=seed)
+    to_fit = fit.load(seed)
+    chat = load_model(model, dtype, device)
+    if base is None and (Path(model) / "adapter_config.json").is_file():
+        base = adapter_base(Path(model))
+    undefended = chat if base is None else load_model(base, dtype, device)
+    asked = {
+        "model": model,
+        "base": base,
+        "attack": {chosen.name: settings},
+        "prompts": [prompt.id for prompt in aimed],
+        "fit": asdict(fit),
+        "seed": seed,
+        "dtype": dtype,
+    }
+    with tempfile.TemporaryDirectory() as scratch, noted(out, asked):
+        run = out or Path(scratch)
+        judge = judge_of(undefended, to_fit)
+        attack_model("model", Victim(chat, to_fit), judge, chosen, aimed, run)
+        results = summarise(read_attempts(run), {chosen.name: chosen.published})
+        if out is not None:
+            write_json(out / "results.json", results)
+    plain = results.model_dump(mode="json")
+    if json:
+        print(jsonlib.dumps(plain))
+    else:
+        Console().print(table(plain))
+
+
+@contextmanager
+def noted(out: Path | None, asked: dict[str, Any]) -> Iterator[None]:
+    """Keeps what was asked for in `attack.json`; an attack that cannot start leaves nothing behind.
+
+    Raises:
+        Es2Error: if the folder holds attempts of another attack.
+    """
+    if out is None:
+        yield
+        return
+    path, plain = out / "attack.json", jsonlib.loads(jsonlib.dumps(asked, default=str))
+    if path.is_file() and read_json(path) != plain:
+        raise Es2Error(f"{out} was run with other settings (see {path}); give another --out")
+    there = out.exists()
+    write_json(path, plain)
+    try:
+        yield
+    except Es2Error:
+        if not (out / ATTEMPTS).is_file():
+            path.unlink()
+            if not there:
+                out.rmdir()
+        raise
+
+
+def main(argv: list[str]) -> None:
+    """Parses the command line."""
+    tyro.cli(attack, args=argv, prog="es2 attack")

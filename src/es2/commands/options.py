@@ -1,0 +1,71 @@
+"""Options that several commands share: which model, which prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from es2.data.fitting import FitPrompts, Splits, fit_prompts, split_three_ways
+from es2.data.sources import load_prompts, split_classes
+from es2.models.loading import ChatModel, load
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Prompts to fit on: harmful and harmless, each a bundled name, a file, or a Hub data set.
+
+    Attributes:
+        harmful: what a safe model refuses.
+        harmless: what it answers.
+        borderline: harmless prompts that look harmful, counted as harmless; `none` for none.
+        labelled: one file with both classes, instead of the three above.
+        label_column: its column that says which prompts are harmful.
+        prompt_column: the prompts' column in your files; default: guessed.
+        at_most: at most this many prompts of each class.
+    """
+
+    harmful: str = "harmful"
+    harmless: str = "harmless"
+    borderline: str = "none"
+    labelled: Path | None = None
+    label_column: str | None = None
+    prompt_column: str | None = None
+    at_most: int | None = 200
+
+    def load(self, seed: int) -> FitPrompts:
+        """Loads them and cuts them into fitted and held out."""
+        if self.labelled is not None:
+            found = self._of_one_file(str(self.labelled), seed)
+        else:
+            none = Splits([], [], [])
+            found = fit_prompts(
+                self._splits(self.harmful, True, seed),
+                self._splits(self.harmless, False, seed),
+                none if self.borderline == "none" else self._splits(self.borderline, False, seed),
+            )
+        return found.at_most(self.at_most)
+
+    def _splits(self, source: str, harmful: bool, seed: int) -> Splits:
+        read = partial(load_prompts, source, prompt_column=self.prompt_column, harmful=harmful)
+        return split_three_ways(lambda split: read(split=split), source, seed)
+
+    def _of_one_file(self, path: str, seed: int) -> FitPrompts:
+        prompts = load_prompts(
+            path, prompt_column=self.prompt_column, label_column=self.label_column
+        )
+        harmful, harmless = split_classes(prompts, path)
+        return fit_prompts(
+            split_three_ways(lambda _: harmful, path, seed),
+            split_three_ways(lambda _: harmless, path, seed),
+        )
+
+
+def load_model(name: str, dtype: Dtype, device: str | None) -> ChatModel:
+    """The model a command names."""
+    return load(name, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)

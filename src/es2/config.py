@@ -1,0 +1,151 @@
+"""A run's settings: what a recipe's YAML may say, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from es2.attacks import ATTACKS, Attack
+from es2.defences.es2 import Es2
+from es2.defences.trainer import TrainSettings
+from es2.errors import Es2Error
+from es2.pipeline.harden import Guard
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where prompts come from: a bundled name, a file, a public set or `hub:OWNER/NAME`.
+
+    Attributes:
+        harmful: what a safe model refuses.
+        harmless: what it answers.
+        borderline: harmless prompts that look harmful; null for none.
+        prompt_column: the prompts' column in a user's files; null to guess.
+        train: at most this many prompts of each class to train the defence on; null for all.
+        test: at most this many test prompts of each class to measure on; null for all.
+    """
+
+    harmful: str = "harmful"
+    harmless: str = "harmless"
+    borderline: str | None = "borderline"
+    prompt_column: str | None = None
+    train: int | None = None
+    test: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment.
+
+    Attributes:
+        model: an embedded name, a Hub id, a folder, or an adapter folder.
+        name: of the run's folder under `runs/`.
+        seed: of everything random.
+        dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
+        layers: the critical layers; null to find them.
+        data: prompts.
+        es2: the loss.
+        train: the training loop.
+        guard: when validation calls a model broken.
+        attacks: settings of each attack, by its name.
+        answer_tokens: length of an answer to a harmless prompt.
+    """
+
+    model: str
+    name: str = "run"
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    layers: tuple[int, ...] | None = None
+    data: Data = Data()
+    es2: Es2 = Es2()
+    train: TrainSettings = TrainSettings()
+    guard: Guard = Guard()
+    attacks: dict[str, dict[str, Any]] = field(default_factory=lambda: {"direct": {}, "scav": {}})
+    answer_tokens: int = 24
+
+    # Read by pydantic: a misspelt key is an error, not a silently ignored one.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        """Raises an Es2Error for a number that no run can be made with."""
+        for name, least in _LEAST.items():
+            value = attrgetter(name)(self)
+            if value is not None and not value >= least:
+                raise Es2Error(f"{name} is {value}, but has to be at least {least}")
+        if not self.train.lr > 0:
+            raise Es2Error(f"train.lr is {self.train.lr}, but has to be above 0")
+
+
+_LEAST = {
+    "answer_tokens": 1,
+    "data.train": 1,
+    "data.test": 1,
+    "es2.kl_weight": 0,
+    "es2.response_tokens": 0,
+    "train.steps": 1,
+    "train.batch_size": 1,
+    "train.rank": 0,
+    "train.validate_every": 0,
+    "train.checkpoint_every": 1,
+    "guard.prompts": 1,
+    "guard.tokens": 1,
+}
+"""The least that a setting may be."""
+
+
+def make_attacks(settings: dict[str, dict[str, Any]]) -> list[Attack]:
+    """Attacks by name, with checked settings.
+
+    Raises:
+        Es2Error: for an unknown attack or setting.
+    """
+    attacks = []
+    for name, values in settings.items():
+        if name not in ATTACKS:
+            raise Es2Error(f"unknown attack {name!r}; there are {', '.join(sorted(ATTACKS))}")
+        attacks.append(_checked(ATTACKS[name], values or {}, f"attacks.{name}: "))
+    return attacks
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads and checks a recipe.
+
+    Raises:
+        Es2Error: naming the file, the key and what is wrong with it.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Es2Error(f"{path}: no such recipe; those shipped are in recipes/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise Es2Error(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise Es2Error(f"{path}: a recipe is a mapping of settings, at the least `model: NAME`")
+    try:
+        recipe: Recipe = _checked(Recipe, values)
+        make_attacks(recipe.attacks)
+    except Es2Error as error:
+        raise Es2Error(f"{path}: {error}") from error
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe with every default written out, as YAML."""
+    return yaml.safe_dump(TypeAdapter(Recipe).dump_python(recipe, mode="json"), sort_keys=False)
+
+
+def _checked(kind: type, values: dict[str, Any], where: str = "") -> Any:
+    known = [setting.name for setting in fields(kind)]
+    if strange := [key for key in values if key not in known]:
+        raise Es2Error(f"{where}no setting {strange[0]!r}; there are {', '.join(known)}")
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise Es2Error(f"{where}{key}: {first['msg']}") from error

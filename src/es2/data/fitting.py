@@ -1,0 +1,98 @@
+"""Splits: prompts to fit on, prompts to choose by, and prompts to report on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from es2.data.sources import BUNDLED, Prompt, load_prompts
+from es2.errors import Es2Error
+
+
+@dataclass(frozen=True)
+class FitPrompts:
+    """Texts of both classes; never those that results are measured on.
+
+    Attributes:
+        harmful: for fitting.
+        harmless: for fitting.
+        held_harmful: for choosing layers, strengths and checkpoints.
+        held_harmless: the same.
+    """
+
+    harmful: Sequence[str]
+    harmless: Sequence[str]
+    held_harmful: Sequence[str]
+    held_harmless: Sequence[str]
+
+    def at_most(self, limit: int | None) -> FitPrompts:
+        """The same with at most `limit` prompts in each group, spread evenly over it."""
+        groups = (self.harmful, self.harmless, self.held_harmful, self.held_harmless)
+        return self if limit is None else FitPrompts(*(spread(group, limit) for group in groups))
+
+
+def spread(texts: Sequence[str], limit: int) -> list[str]:
+    """At most `limit` of the texts, evenly spaced, in order."""
+    count = min(limit, len(texts))
+    return [texts[index * len(texts) // count] for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One source's prompts in three parts."""
+
+    train: list[Prompt]
+    validation: list[Prompt]
+    test: list[Prompt]
+
+
+def split_three_ways(load: Callable[[str | None], list[Prompt]], source: str, seed: int) -> Splits:
+    """A source's own splits where es2 ships it, else a seeded cut in 60 : 15 : 25.
+
+    Args:
+        load: loads the source, or one split of it.
+        source: as the user named it.
+        seed: of the cut.
+
+    Raises:
+        Es2Error: if there are too few prompts to cut.
+    """
+    if source in BUNDLED:
+        return Splits(load("train"), load("validation"), load("test"))
+    prompts = load(None)
+    if len(prompts) < 8:
+        raise Es2Error(
+            f"{source}: {len(prompts)} prompts are too few to fit, validate and test on; give at "
+            "least 8"
+        )
+    random = torch.Generator().manual_seed(seed)
+    order = [prompts[i] for i in torch.randperm(len(prompts), generator=random).tolist()]
+    train, test = round(0.6 * len(order)), round(0.25 * len(order))
+    return Splits(order[:train], order[train:-test], order[-test:])
+
+
+def fit_prompts(harmful: Splits, harmless: Splits, borderline: Splits | None = None) -> FitPrompts:
+    """The texts to fit on; borderline prompts count as harmless."""
+
+    def texts(*groups: list[Prompt]) -> list[str]:
+        return [prompt.text for group in groups for prompt in group]
+
+    extra = borderline or Splits([], [], [])
+    return FitPrompts(
+        harmful=texts(harmful.train),
+        harmless=texts(harmless.train, extra.train),
+        held_harmful=texts(harmful.validation),
+        held_harmless=texts(harmless.validation, extra.validation),
+    )
+
+
+def bundled_fit(borderline: bool = True) -> FitPrompts:
+    """es2's own prompts to fit on."""
+
+    def splits(name: str) -> Splits:
+        return split_three_ways(lambda split: load_prompts(name, split=split), name, seed=0)
+
+    extra = splits("borderline") if borderline else None
+    return fit_prompts(splits("harmful"), splits("harmless"), extra)

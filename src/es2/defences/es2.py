@@ -1,0 +1,188 @@
+"""Embedding space separation (ES2): harmful and harmless prompts pushed apart at critical layers.
+
+Source: arXiv 2603.20206. The loss is the sum over the critical layers of the negated mean distance
+between harmful and harmless embeddings, plus lambda times the KL from the base model on harmless
+inputs; training stops when that KL passes a threshold. `Es2.paper()` is that form. The other options
+are remedies for what the plain loss gets wrong (see docs/concepts.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from es2.defences.reference import Reference
+from es2.defences.trainer import TrainSettings, batch_indices
+from es2.models.blocks import logits
+from es2.models.forward import Forward, forward
+from es2.models.loading import ChatModel
+from es2.separation.distance import Form, centre_distance, distance_term, pair_distance
+
+
+@dataclass(frozen=True)
+class Es2:
+    """The terms of the loss.
+
+    Attributes:
+        form: all pairs' distance, `raw` (the paper's) or `relative` to the base model's; or the
+            distance between the classes' `centre`s, relative to the base's over pairs.
+        cap: stop pushing at this multiple of the base's distance; None (the paper) never stops.
+        kl_weight: lambda, the weight of the KL on harmless prompts.
+        kl_threshold: training stops when the KL on harmless prompts passes this.
+        kl_prompt: the KL counts every position of the prompt (the paper's reading), not its last.
+        kl_first: weight of the position that predicts the first response token, against 1 for
+            every other.
+        response_tokens: how many tokens of the base's own response the KL covers.
+        keep_refusal: weight of the KL on harmful prompts, which keeps the base's refusal.
+        consistent: train only on harmful prompts that the base refuses and harmless ones that it
+            answers; on the others, KL to the base and separation pull against each other.
+        response_distance: also separate at the first `response_tokens` positions of the response.
+    """
+
+    form: Form = "centre"
+    cap: float | None = 4.0
+    kl_weight: float = 5.0
+    kl_threshold: float = 0.15
+    kl_prompt: bool = False
+    kl_first: float = 4.0
+    response_tokens: int = 12
+    keep_refusal: float = 1.0
+    consistent: bool = True
+    response_distance: float = 0.0
+
+    @classmethod
+    def paper(cls, kl_weight: float = 1.0, kl_threshold: float = 0.05) -> Es2:
+        """The published loss and no remedy. Lambda and the threshold are not known to us."""
+        return cls(
+            form="raw",
+            cap=None,
+            kl_weight=kl_weight,
+            kl_threshold=kl_threshold,
+            kl_prompt=True,
+            kl_first=1.0,
+            response_tokens=0,
+            keep_refusal=0.0,
+            consistent=False,
+        )
+
+
+def kl_divergence(
+    base: Float[Tensor, "n vocab"], tuned: Float[Tensor, "n vocab"]
+) -> Float[Tensor, "n"]:
+    """D_KL(P_base || P_tuned) in nats at each position, from logits."""
+    base, tuned = base.log_softmax(-1), tuned.log_softmax(-1)
+    return (base.exp() * (base - tuned)).sum(-1)
+
+
+@dataclass
+class Separation:
+    """ES2's objective for the trainer.
+
+    Attributes:
+        terms: the loss.
+        settings: of the training loop.
+        layers: the critical layers.
+        harmful: reference on harmful prompts; its responses are the base's refusals.
+        harmless: reference on harmless prompts.
+        base_distance: the base's mean pair distance at each layer, on these prompts.
+    """
+
+    terms: Es2
+    settings: TrainSettings
+    layers: tuple[int, ...]
+    harmful: Reference
+    harmless: Reference
+    base_distance: Mapping[int, float]
+
+    def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """One forward pass for both classes: distances at the layers, KL from final states."""
+        size, seed, terms = self.settings.batch_size, self.settings.seed, self.terms
+        bad = batch_indices(len(self.harmful), size, step, seed)
+        good = batch_indices(len(self.harmless), size, step, seed + 1)
+        whole = [self.harmful.rows[i] for i in bad] + [self.harmless.rows[i] for i in good]
+        starts = [self.harmful.starts[i] for i in bad] + [self.harmless.starts[i] for i in good]
+        firsts = [self.harmful.firsts[i] for i in bad] + [self.harmless.firsts[i] for i in good]
+        out = forward(chat, whole, layers=self.layers, keep=min(starts))
+        total = torch.zeros((), device=chat.device)
+        metrics: dict[str, float] = {}
+        split = len(bad)
+        for layer in self.layers:
+            states = out.at(out.states[layer], range(len(whole)), firsts)
+            distance = self._distance(states, split)
+            base = self.base_distance[layer]
+            total = total + distance_term(distance, base, terms.form, terms.cap)
+            metrics[f"distance_{layer}"] = float(distance.detach())
+            metrics[f"distance_ratio_{layer}"] = float(distance.detach()) / base
+            if terms.response_distance:
+                along = self._along_response(out, layer, whole, firsts, split)
+                total = total + terms.response_distance * distance_term(
+                    along, base, terms.form, terms.cap
+                )
+                metrics[f"response_distance_ratio_{layer}"] = float(along.detach()) / base
+        kl = self._kl(chat, out, self.harmless, good, split)
+        metrics["kl"] = float(kl.detach())
+        total = total + terms.kl_weight * kl
+        if terms.keep_refusal:
+            kept = self._kl(chat, out, self.harmful, bad, 0)
+            metrics["kl_harmful"] = float(kept.detach())
+            total = total + terms.keep_refusal * kept
+        return total, metrics
+
+    def _kl(
+        self, chat: ChatModel, out: Forward, reference: Reference, picked: Sequence[int], shift: int
+    ) -> Float[Tensor, ""]:
+        """Mean over rows of the weighted mean KL over the positions of interest.
+
+        `shift` is the place of the reference's first row in the batch.
+        """
+        assert out.final is not None
+        rows: list[int] = []
+        positions: list[int] = []
+        weights: list[float] = []
+        for place, index in enumerate(picked):
+            span = range(reference.starts[index], len(reference.rows[index]))
+            first = reference.firsts[index]
+            raw = [self.terms.kl_first if p == first else 1.0 for p in span]
+            rows += [shift + place] * len(span)
+            positions += span
+            weights += [w / sum(raw) / len(picked) for w in raw]
+        base = torch.cat([reference.hidden[index] for index in picked])
+        tuned = logits(chat.model, out.at(out.final, rows, positions))
+        divergence = kl_divergence(logits(chat.model, base), tuned)
+        return (divergence * torch.tensor(weights, device=divergence.device)).sum()
+
+    def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:
+        """Between the harmful rows, the first `split`, and the harmless ones."""
+        measure = centre_distance if self.terms.form == "centre" else pair_distance
+        return measure(states[:split], states[split:])
+
+    def _along_response(
+        self,
+        out: Forward,
+        layer: int,
+        rows: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+        split: int,
+    ) -> Float[Tensor, ""]:
+        """Mean pair distance, over the response positions that every row of the batch has."""
+        shortest = min(len(row) - 1 - first for row, first in zip(rows, firsts, strict=True))
+        distances = []
+        for step in range(1, shortest + 1):
+            states = out.at(out.states[layer], range(len(rows)), [f + step for f in firsts])
+            distances.append(self._distance(states, split))
+        return torch.stack(distances).mean()
+
+    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
+        """Ends training when the KL, averaged over four steps, passes the threshold.
+
+        One batch's KL is noisy: a single outlier must not end a run.
+        """
+        recent = [line["kl"] for line in history[-4:]]
+        mean = sum(recent) / len(recent)
+        if len(recent) == 4 and mean > self.terms.kl_threshold:
+            return f"KL on harmless prompts {mean:.3f} passed {self.terms.kl_threshold}"
+        return None

@@ -1,0 +1,86 @@
+"""What the base model does on the training prompts, recorded once and compared with ever after.
+
+The base's next-token distribution is kept as its *final hidden states*: d numbers a token instead of
+one a vocabulary entry. The output embedding gives the exact logits back, so no second model is
+needed, whether LoRA or all weights are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from es2.models.forward import forward, shared_prefix
+from es2.models.generation import generate, in_batches
+from es2.models.loading import ChatModel
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Rows of tokens and the base model's final hidden states at the positions of interest.
+
+    Attributes:
+        rows: token ids, templated prompt then the start of a response.
+        starts: the first position of interest in each row.
+        firsts: the last prompt position in each row: it predicts the first response token.
+        hidden: the base's final hidden states from `starts` to the end of each row.
+    """
+
+    rows: list[list[int]]
+    starts: list[int]
+    firsts: list[int]
+    hidden: list[Float[Tensor, "_ d"]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, indices: Sequence[int]) -> Reference:
+        """Some of the rows, in the order given."""
+        return Reference(
+            [self.rows[i] for i in indices],
+            [self.starts[i] for i in indices],
+            [self.firsts[i] for i in indices],
+            [self.hidden[i] for i in indices],
+        )
+
+
+@torch.no_grad()
+def record(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    response_tokens: int,
+    whole_prompt: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Reference:
+    """The base model's own responses to prompts, and its hidden states along them.
+
+    Args:
+        chat: the base model.
+        prompts: texts, to be templated.
+        response_tokens: how much of the base's greedy response to keep; 0 for the prompt alone.
+        whole_prompt: positions of interest are all of the prompt's that are not the same for every
+            row, not the last alone.
+        progress: called with the number of prompts done.
+    """
+    heads = [chat.template.encode(prompt) for prompt in prompts]
+    tails: list[list[int]] = [[] for _ in prompts]
+    if response_tokens:
+        tails = generate(chat, heads, response_tokens, progress=progress)
+    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+    firsts = [len(head) - 1 for head in heads]
+    starts = [shared_prefix(rows)] * len(rows) if whole_prompt else firsts
+    start_of = {id(row): start for row, start in zip(rows, starts, strict=True)}
+
+    def run(batch: list[Sequence[int]]) -> list[Tensor]:
+        out = forward(chat, batch, keep=min(start_of[id(row)] for row in batch))
+        assert out.final is not None
+        return [
+            out.final[i, start_of[id(row)] - out.offset : len(row) - out.offset].clone()
+            for i, row in enumerate(batch)
+        ]
+
+    return Reference(rows, starts, firsts, in_batches(chat, rows, run))

@@ -1,0 +1,91 @@
+"""Safety tuning by supervised fine-tuning (STL): refuse harmful prompts, answer harmless ones.
+
+Source: Bianchi et al., "Safety-Tuned LLaMAs" (arXiv 2309.07875). Here the answers to harmless
+prompts are the model's own, so that nothing but refusal is taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from es2.defences.trainer import TrainSettings, batch_indices
+from es2.models.blocks import logits
+from es2.models.forward import forward
+from es2.models.generation import generate
+from es2.models.loading import ChatModel
+
+REFUSAL = "I'm sorry, but I can't help with that."
+
+
+@dataclass(frozen=True)
+class SafetySft:
+    """Cross-entropy on the response tokens of a mix of harmful and harmless rows.
+
+    Attributes:
+        harmful: token rows, harmful prompt then refusal; with the index where the response starts.
+        harmless: token rows, harmless prompt then answer; the same.
+        settings: `batch_size` rows of each class a step.
+    """
+
+    harmful: Sequence[tuple[list[int], int]]
+    harmless: Sequence[tuple[list[int], int]]
+    settings: TrainSettings
+
+    def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Mean cross-entropy over the batch's response tokens."""
+        size, seed = self.settings.batch_size, self.settings.seed
+        picked = [self.harmful[i] for i in batch_indices(len(self.harmful), size, step, seed)]
+        picked += [self.harmless[i] for i in batch_indices(len(self.harmless), size, step, seed)]
+        rows = [row for row, _ in picked]
+        out = forward(chat, rows, keep=min(start for _, start in picked) - 1)
+        assert out.final is not None
+        places = [(i, p) for i, (row, start) in enumerate(picked) for p in range(start, len(row))]
+        at = [i for i, _ in places]
+        hidden = out.at(out.final, at, [p - 1 for _, p in places])
+        targets = torch.tensor([rows[i][p] for i, p in places], device=hidden.device)
+        loss = torch.nn.functional.cross_entropy(logits(chat.model, hidden), targets)
+        return loss, {"cross_entropy": float(loss.detach())}
+
+    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
+        """Never before the step limit."""
+        return None
+
+
+def prepare(
+    chat: ChatModel,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    settings: TrainSettings,
+    answer_tokens: int = 48,
+    progress: Callable[[int], None] = lambda done: None,
+) -> SafetySft:
+    """Token rows to train on: refusals for harmful prompts, the model's own answers for others.
+
+    Args:
+        chat: the model as it is.
+        harmful: prompts to refuse.
+        harmless: prompts to answer as before.
+        settings: of the training loop.
+        answer_tokens: how much of the model's answer to keep.
+        progress: called with the number of harmless prompts answered.
+    """
+    template = chat.template
+    stop = min(chat.stop_ids)
+    heads = [template.encode(prompt) for prompt in harmless]
+    answers = generate(chat, heads, answer_tokens, progress=progress)
+    # An answer cut at the limit must not teach the model to stop there.
+    ends = [[] if len(answer) == answer_tokens else [stop] for answer in answers]
+    refused = [
+        ([*template.encode(prompt, REFUSAL), stop], len(template.encode(prompt)))
+        for prompt in harmful
+    ]
+    answered = [
+        (head + answer + end, len(head))
+        for head, answer, end in zip(heads, answers, ends, strict=True)
+    ]
+    return SafetySft(refused, answered, settings)

@@ -1,0 +1,282 @@
+"""The training loop that all defences share: LoRA or full weights, stops, checkpoints, resume.
+
+A defence brings an objective: a loss for the batch of a step. The batch depends only on the seed and
+the step, so that a run killed anywhere goes on from its last checkpoint and ends the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from es2.errors import Es2Error
+from es2.models.loading import ChatModel
+
+Scope = Literal["all", "to-terminal", "critical"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How the weights move, whatever the objective.
+
+    Attributes:
+        steps: at most this many optimiser steps.
+        batch_size: prompts of each class a step.
+        lr: AdamW's peak learning rate, after `warmup` steps; then linear decay to a tenth.
+        rank: LoRA rank; 0 trains all weights.
+        alpha: LoRA alpha.
+        scope: blocks that get LoRA: all, up to the terminal layer, or the critical two alone.
+        clip: gradient norm limit.
+        validate_every: steps between validations; 0 for none.
+        checkpoint_every: steps between checkpoints.
+        seed: of the adapter's initial weights and the batches.
+    """
+
+    steps: int = 80
+    batch_size: int = 8
+    lr: float = 1e-4
+    warmup: int = 5
+    rank: int = 16
+    alpha: int = 32
+    scope: Scope = "all"
+    clip: float = 1.0
+    validate_every: int = 20
+    checkpoint_every: int = 20
+    seed: int = 0
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a defence minimises."""
+
+    def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The loss of the batch of a step, and what to log of it."""
+        ...
+
+    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
+        """Why training ends after the last of these steps' metrics; None to go on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the validation prompts say of a model in training.
+
+    Attributes:
+        metrics: to be logged.
+        score: greater is better, and above 0; the best checkpoint has the greatest.
+        broken: why the model must not be trained further, or None.
+    """
+
+    metrics: dict[str, float]
+    score: float
+    broken: str | None = None
+
+
+@dataclass
+class Progress:
+    """What is left of a training run besides its weights; saved with every checkpoint."""
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float = 0.0
+    stopped: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def batch_indices(count: int, size: int, step: int, seed: int) -> list[int]:
+    """The members of a step's batch: epochs of seeded permutations, cut in order.
+
+    A pure function of the step, so that resuming needs no sampler state.
+    """
+    size = min(size, count)
+    first = step * size
+    picked: list[int] = []
+    for position in range(first, first + size):
+        epoch, index = divmod(position, count)
+        if not picked or index == 0:
+            random = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            order = torch.randperm(count, generator=random).tolist()
+        picked.append(order[index])
+    return picked
+
+
+def attach_lora(chat: ChatModel, settings: TrainSettings, layers: tuple[int, ...]) -> ChatModel:
+    """The model with a fresh, trainable LoRA on all linear modules of the blocks in scope."""
+    blocks = {
+        "all": list(range(chat.depth)),
+        "to-terminal": list(range(max(layers, default=chat.depth))),
+        "critical": [layer - 1 for layer in layers],
+    }[settings.scope]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(settings.seed)
+    if settings.scope != "all":
+        config.target_modules = _linear_names(chat, blocks)
+    model = get_peft_model(chat.inner, config)
+    model.peft_config["default"].base_model_name_or_path = chat.name
+    return ChatModel(chat.name, model, chat.tokenizer, batch_size=chat.batch_size)
+
+
+def _linear_names(chat: ChatModel, blocks: list[int]) -> list[str]:
+    wanted = {id(m) for i in blocks for m in chat.blocks[i].modules()}
+    return [
+        name
+        for name, module in chat.inner.named_modules()
+        if isinstance(module, torch.nn.Linear) and id(module) in wanted
+    ]
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then linear decay to a tenth at the last step."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    left = (settings.steps - step) / max(1, settings.steps - settings.warmup)
+    return settings.lr * (0.1 + 0.9 * left)
+
+
+def unfreeze(chat: ChatModel) -> None:
+    """Full fine-tuning: all weights of the blocks move.
+
+    Embeddings, final norm and output embedding stay, so that the base's cached final hidden states
+    still give the base's logits.
+    """
+    chat.blocks.requires_grad_(True)
+
+
+def trainable(chat: ChatModel) -> dict[str, torch.nn.Parameter]:
+    """The parameters that training moves, by name."""
+    return {name: p for name, p in chat.model.named_parameters() if p.requires_grad}
+
+
+def train(
+    chat: ChatModel,
+    objective: Objective,
+    settings: TrainSettings,
+    out: Path,
+    resume: bool = False,
+    validate: Callable[[ChatModel], Validation] | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Trains until the objective stops it, validation finds it broken, or the steps are done.
+
+    Leaves the weights of the best validated step in `chat` (the last step's without validation).
+    Writes `metrics.jsonl` and `checkpoints/` under `out`.
+
+    Raises:
+        Es2Error: if the loss is not a number, or the disk is full.
+    """
+    parameters = trainable(chat)
+    optimiser = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=0.0)
+    state = out / "checkpoints" / "last.pt"
+    progress = Progress()
+    # Step 0 is the model as it came: kept if no later step passes validation.
+    validating = validate is not None and settings.validate_every > 0
+    best = {name: p.detach().clone() for name, p in parameters.items()} if validating else {}
+    if resume and state.is_file():
+        saved = torch.load(state, weights_only=True)
+        progress = Progress(**saved["progress"])
+        _restore(parameters, saved["weights"])
+        optimiser.load_state_dict(saved["optimiser"])
+        best = saved["best"]
+
+    def checkpoint() -> None:
+        _save(
+            state,
+            {
+                "progress": vars(progress),
+                "weights": {name: p.detach() for name, p in parameters.items()},
+                "optimiser": optimiser.state_dict(),
+                "best": best,
+            },
+        )
+
+    while progress.step < settings.steps and not progress.stopped:
+        started = time.perf_counter()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(progress.step, settings)
+        loss, metrics = objective.loss(chat, progress.step)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise Es2Error(
+                f"training diverged at step {progress.step + 1} (loss {float(loss.detach())}, "
+                f"gradient norm {float(norm)}); lower the learning rate or load the model in float32"
+            )
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        progress.step += 1
+        line: dict[str, Any] = {"step": progress.step, "loss": float(loss.detach()), **metrics}
+        line |= {"grad_norm": float(norm), "seconds": time.perf_counter() - started}
+        progress.history.append(line)
+        progress.stopped = objective.stop(progress.history) or ""
+        last = progress.step == settings.steps or bool(progress.stopped)
+        every = settings.validate_every
+        if validate and every and (last or progress.step % every == 0):
+            verdict = validate(chat)
+            line |= {f"validation_{name}": value for name, value in verdict.metrics.items()}
+            if not verdict.broken and verdict.score > progress.best_score:
+                progress.best_score, progress.best_step = verdict.score, progress.step
+                best = {name: p.detach().clone() for name, p in parameters.items()}
+            progress.stopped = progress.stopped or verdict.broken or ""
+        report(progress)
+        if last or progress.stopped or progress.step % settings.checkpoint_every == 0:
+            checkpoint()
+            write_metrics(out / "metrics.jsonl", progress.history)
+    progress.stopped = progress.stopped or "step limit reached"
+    if best:
+        _restore(parameters, best)
+    else:
+        progress.best_step = progress.step
+    return progress
+
+
+def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    """One JSON line a training step; replaces the file, so that a resumed run repeats none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(json.dumps(line) + "\n" for line in history))
+    os.replace(draft, path)
+
+
+def _restore(parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    """Writes beside the file, then renames: a kill leaves the old checkpoint or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    try:
+        torch.save(state, draft)
+        os.replace(draft, path)
+    except RuntimeError as error:  # what torch makes of a disk that takes no more
+        raise Es2Error(
+            f"{path.parent}: the disk is full or not to be written to; free space, then resume"
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def save_adapter(chat: ChatModel, folder: Path) -> None:
+    """Saves what was trained: a standard PEFT folder, or the whole model after full fine-tuning."""
+    model: Any = chat.model
+    model.save_pretrained(folder)
+    if not isinstance(model, PeftModel):
+        chat.tokenizer.save_pretrained(folder)

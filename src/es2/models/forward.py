@@ -1,0 +1,123 @@
+"""Batched forward passes in which rows share the cost of the tokens they all start with.
+
+A chat template puts the same tokens before every prompt. Attention is causal, so their keys and
+values are the same for every row: they are computed once for a batch, with gradient in training,
+and every row attends to a view of them. The result is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from es2.models.activations import Reached, capture
+from es2.models.loading import ChatModel
+
+
+def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows start with, leaving each row at least one of its own."""
+    most = min(len(row) for row in rows) - 1
+    first = rows[0]
+    for index in range(most):
+        if any(row[index] != first[index] for row in rows):
+            return index
+    return most
+
+
+def prefix_cache(chat: ChatModel, prefix: Sequence[int]) -> DynamicCache | None:
+    """Keys and values of a prefix (batch of 1), or None where the model cannot share them.
+
+    Only plain attention layers can be shared; recurrent state and gradient checkpointing cannot.
+    """
+    if not prefix or (chat.model.training and chat.inner.is_activation_checkpointing):
+        return None
+    ids = torch.tensor([list(prefix)], device=chat.device)
+    cache = chat.decoder(input_ids=ids, use_cache=True).past_key_values
+    # Not isinstance: layers that keep more than keys and values are subclasses of these.
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
+    return cache
+
+
+def view_of(cache: DynamicCache, batch: int) -> DynamicCache:
+    """A fresh cache for `batch` rows over the keys and values of one row.
+
+    Caches grow in place, so every forward pass takes its own. A layer with a sliding window holds
+    fewer tokens than it has seen; its copy remembers how many.
+    """
+    fresh = copy(cache)
+    fresh.layers = [copy(layer) for layer in cache.layers]
+    layer: Any
+    for layer in fresh.layers:
+        layer.keys = layer.keys.expand(batch, -1, -1, -1)
+        layer.values = layer.values.expand(batch, -1, -1, -1)
+    return fresh
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a batched forward pass left, in coordinates of the rows' tokens after the prefix.
+
+    Attributes:
+        states: the residual stream at the layers asked for, each [batch, suffix, d].
+        final: hidden state after the final norm [batch, suffix, d]; None if stopped before.
+        offset: the length of the shared prefix.
+    """
+
+    states: dict[int, Float[Tensor, "batch suffix d"]]
+    final: Float[Tensor, "batch suffix d"] | None
+    offset: int
+
+    def at(
+        self, tensor: Float[Tensor, "batch suffix d"], rows: Sequence[int], positions: Sequence[int]
+    ) -> Float[Tensor, "n d"]:
+        """The vectors at (row, position) pairs, position counted in the whole row."""
+        device = tensor.device
+        row_index = torch.tensor(list(rows), device=device)
+        return tensor[row_index, torch.tensor(list(positions), device=device) - self.offset]
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> Int[Tensor, "batch longest"]:
+    """Rows as one tensor, padded at the end: under causal attention no real token sees a pad."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+
+
+def forward(
+    chat: ChatModel,
+    rows: Sequence[Sequence[int]],
+    layers: Iterable[int] = (),
+    stop: bool = False,
+    keep: int | None = None,
+) -> Forward:
+    """One pass of the decoder (no output embedding) over token rows of any lengths.
+
+    Args:
+        chat: the model.
+        rows: token ids of each row.
+        layers: 1-based layers whose outputs to keep.
+        stop: do not run the blocks above the highest of `layers`; `final` is then None.
+        keep: share at most this many tokens, so that positions from there on can be read.
+    """
+    length = shared_prefix(rows)
+    length = length if keep is None else min(length, keep)
+    cache = prefix_cache(chat, rows[0][:length])
+    length = length if cache is not None else 0
+    ids = pad_right([row[length:] for row in rows], chat.template.pad_id).to(chat.device)
+    past = view_of(cache, len(rows)) if cache is not None else None
+    with capture(chat.blocks, layers, stop) as states:
+        try:
+            final = chat.decoder(
+                input_ids=ids, past_key_values=past, use_cache=past is not None
+            ).last_hidden_state
+        except Reached:
+            final = None
+    return Forward(dict(states), final, length)

@@ -1,0 +1,163 @@
+"""The one place that decodes: batched over a shared-prefix cache; finished rows leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from es2.models.activations import Edit, edit
+from es2.models.blocks import logits
+from es2.models.forward import prefix_cache, shared_prefix, view_of
+from es2.models.loading import ChatModel
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draw tokens instead of taking the likeliest."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def in_batches(
+    chat: ChatModel,
+    rows: Sequence[Sequence[int]],
+    function: Callable[[list[Sequence[int]]], list[Result]],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Result]:
+    """Applies a function to batches of rows of like length; results in the rows' order.
+
+    A batch that does not fit into memory is halved, once for all later ones.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    results: dict[int, Result] = {}
+    while len(results) < len(order):
+        batch = order[len(results) : len(results) + chat.batch_size]
+        try:
+            done = function([rows[index] for index in batch])
+        except RuntimeError as error:
+            if not out_of_memory(error) or len(batch) == 1:
+                raise
+            done = None
+        if done is None:  # not in `except`, where the error keeps the batch's tensors alive
+            chat.batch_size = len(batch) // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        results.update(zip(batch, done, strict=True))
+        progress(len(batch))
+    return [results[index] for index in range(len(rows))]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, on an accelerator or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+@torch.no_grad()
+def generate(
+    chat: ChatModel,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    edits: Mapping[int, Edit] | None = None,
+    sampling: Sampling | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:
+    """Continues token rows until a stop token or `max_new_tokens`; greedy unless sampled.
+
+    Args:
+        chat: the model.
+        rows: token ids of each templated prompt, with any start of the response.
+        max_new_tokens: at most this many tokens a row.
+        edits: changes to the residual stream, by layer. They see the rows' own tokens (not the
+            shared prefix), left-padded, so that index -1 is the last token of every row; then one
+            new token at a time.
+        sampling: draw tokens instead.
+        progress: called with the number of rows that a finished batch held.
+
+    Returns:
+        The new tokens of each row, without the stop token.
+    """
+    length = shared_prefix(rows)
+    cache = prefix_cache(chat, rows[0][:length])
+    if cache is not None and _slides(cache, max(len(row) for row in rows) + max_new_tokens):
+        cache = None
+    length = length if cache is not None else 0
+    random = torch.Generator(chat.device).manual_seed(sampling.seed if sampling else 0)
+
+    def run(batch: list[Sequence[int]]) -> list[list[int]]:
+        tails = [row[length:] for row in batch]
+        longest = max(len(tail) for tail in tails)
+        pads = torch.tensor([longest - len(tail) for tail in tails], device=chat.device)
+        pad = chat.template.pad_id
+        ids = torch.tensor([[pad] * (longest - len(t)) + list(t) for t in tails]).to(chat.device)
+        past = view_of(cache, len(batch)) if cache is not None else None
+        mask = torch.ones(len(batch), length + longest, dtype=torch.long, device=chat.device)
+        columns = torch.arange(longest, device=chat.device)
+        mask[:, length:] = (columns >= pads[:, None]).long()
+        positions = length + (columns - pads[:, None]).clamp(min=0)
+        live = torch.arange(len(batch), device=chat.device)
+        new: list[list[int]] = [[] for _ in batch]
+        for _ in range(max_new_tokens):
+            out = chat.decoder(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=past,
+                use_cache=True,
+            )
+            past = out.past_key_values
+            tokens = _next(logits(chat.model, out.last_hidden_state[:, -1]), sampling, random)
+            goes_on = torch.tensor([t not in chat.stop_ids for t in tokens.tolist()])
+            for row, token in zip(live.tolist(), tokens.tolist(), strict=True):
+                if token not in chat.stop_ids:
+                    new[row].append(token)
+            if not goes_on.any():
+                break
+            stay = goes_on.nonzero()[:, 0].to(chat.device)
+            if len(stay) < len(live):
+                past.batch_select_indices(stay)
+            live, tokens, mask = live[stay], tokens[stay], mask[stay]
+            ids, positions = tokens[:, None], positions[stay, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(stay), 1)], dim=1)
+        return new
+
+    with edit(chat.blocks, edits or {}):
+        return in_batches(chat, rows, run, progress)
+
+
+def _slides(cache: DynamicCache, tokens: int) -> bool:
+    """Whether a row of so many tokens outgrows a sliding window.
+
+    The window is counted over the cache, where the padding between a shared prefix and a shorter
+    row would take up room in it.
+    """
+    windows = [getattr(layer, "sliding_window", tokens) for layer in cache.layers]
+    return min(windows) < tokens
+
+
+def _next(
+    scores: Float[Tensor, "batch vocab"], sampling: Sampling | None, random: torch.Generator
+) -> Int[Tensor, "batch"]:
+    """The next token of each row: the likeliest, or drawn from the nucleus."""
+    if sampling is None:
+        return scores.argmax(-1)
+    chances = (scores / sampling.temperature).softmax(-1)
+    ordered, order = chances.sort(-1, descending=True)
+    # A token belongs to the nucleus while the mass before it is below top_p; the first always does.
+    outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+    outside[:, 0] = False
+    ordered[outside] = 0
+    drawn = torch.multinomial(ordered, 1, generator=random)
+    return order.gather(-1, drawn)[:, 0]

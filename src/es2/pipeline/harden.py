@@ -1,0 +1,303 @@
+"""From a chat model to a hardened one: find layers, record the base, separate, validate, save."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from es2.data.fitting import FitPrompts, bundled_fit, spread
+from es2.defences.es2 import Es2, Separation
+from es2.defences.reference import Reference, record
+from es2.defences.trainer import (
+    Progress,
+    TrainSettings,
+    Validation,
+    attach_lora,
+    save_adapter,
+    train,
+    unfreeze,
+)
+from es2.errors import Es2Error
+from es2.judges.base import Judgement, Verdict
+from es2.judges.coherence import Judge, judge
+from es2.judges.refusal import refuses
+from es2.models.generation import generate, out_of_memory
+from es2.models.loading import ChatModel
+from es2.progress import bar
+from es2.separation.distance import pair_distance
+from es2.separation.layers import Chosen, check_layers, choose, survey
+from es2.separation.probe import ClassStates, class_states, prompt_states
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When validation calls a model in training broken, and how much is generated to tell.
+
+    Attributes:
+        prompts: held-out prompts of each class.
+        tokens: length of an answer.
+        refusal_drop: refusals of harmful prompts may fall by this share.
+        refusal_rise: refusals of harmless prompts may rise by this share.
+        incoherent: incoherent answers, in either class, may rise by this share.
+    """
+
+    prompts: int = 24
+    tokens: int = 24
+    refusal_drop: float = 0.05
+    refusal_rise: float = 0.05
+    incoherent: float = 0.05
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """A hardened model and how it came about.
+
+    Attributes:
+        chat: the model; the adapter is attached, not merged.
+        chosen: the critical layers.
+        progress: the training run: steps, best step, why it stopped.
+        adapter: the folder it was saved to.
+    """
+
+    chat: ChatModel
+    chosen: Chosen
+    progress: Progress
+    adapter: Path
+
+
+def harden(
+    chat: ChatModel,
+    out: str | Path,
+    *,
+    fit: FitPrompts | None = None,
+    layers: tuple[int, ...] | None = None,
+    terms: Es2 = Es2(),
+    settings: TrainSettings = TrainSettings(),
+    guard: Guard = Guard(),
+    limits: Judge = Judge(),
+    states: ClassStates | None = None,
+    resume: bool = False,
+) -> Hardened:
+    """Hardens a chat model by embedding space separation and saves the result under `out`.
+
+    Args:
+        chat: the model as it is; training attaches a LoRA to it, or changes its weights at rank 0.
+        out: folder for `adapter/`, `metrics.jsonl` and `checkpoints/`.
+        fit: prompts to train on and, held out, to validate on; None for es2's own.
+        layers: the critical layers; None to find them.
+        terms: the loss.
+        settings: of the training loop.
+        guard: when validation calls the model broken.
+        limits: of coherence, in validation.
+        states: the model's states on `fit`, if they are known already.
+        resume: go on from the last checkpoint under `out`.
+    """
+    if settings.rank == 0 and chat.inner.dtype != torch.float32:
+        raise Es2Error(
+            "full fine-tuning needs float32 weights: load the model with --dtype float32"
+        )
+    out, fit = Path(out), fit or bundled_fit()
+    states = read_states(chat, fit.at_most(200)) if states is None else states
+    chosen = choose_layers(states, layers)
+    objective = separation(chat, fit, states, chosen.layers, terms, settings)
+    copied = None if settings.rank else copy.deepcopy(chat)
+    validate = validator(chat, fit, guard, chosen.layers, limits, copied)
+    if settings.rank:
+        chat = attach_lora(chat, settings, chosen.layers)
+    else:
+        unfreeze(chat)
+    objective = fitting_memory(chat, objective)
+    settings = objective.settings
+    with bar("separating", settings.steps) as advance:
+        progress = train(
+            chat,
+            objective,
+            settings,
+            out,
+            resume=resume,
+            validate=validate,
+            report=lambda progress: advance(1, _note(progress, chosen.layers)),
+        )
+    chat.model.eval()
+    adapter = out / ("adapter" if settings.rank else "model")
+    _save_whole(chat, adapter)
+    return Hardened(chat, chosen, progress, adapter)
+
+
+def fitting_memory(chat: ChatModel, objective: Separation) -> Separation:
+    """The objective with the largest batch, of its own size halved, whose step fits into memory.
+
+    Steps are doubled with each halving, so that training sees as many prompts. A CPU has no limit
+    that can be met and survived; there the batch is as it was given.
+    """
+    while chat.device.type != "cpu":
+        settings = objective.settings
+        try:
+            objective.loss(chat, 0)[0].backward()
+            break
+        except RuntimeError as error:
+            if not out_of_memory(error) or settings.batch_size == 1:
+                raise
+            smaller = replace(
+                settings, batch_size=settings.batch_size // 2, steps=settings.steps * 2
+            )
+            objective = replace(objective, settings=smaller)
+        finally:
+            chat.model.zero_grad(set_to_none=True)
+    return objective
+
+
+def read_states(chat: ChatModel, fit: FitPrompts) -> ClassStates:
+    """The model's states on the prompts to fit on, with a progress bar."""
+    groups = (fit.harmful, fit.harmless, fit.held_harmful, fit.held_harmless)
+    with bar(f"reading embeddings of {chat.name}", sum(map(len, groups))) as advance:
+        return class_states(chat, fit, advance)
+
+
+def choose_layers(states: ClassStates, layers: tuple[int, ...] | None) -> Chosen:
+    """The user's critical layers, or those of the stated rule."""
+    if layers is not None:
+        check_layers(layers, states.harmful.shape[1])
+        return Chosen(tuple(sorted(set(layers))), "given by the user")
+    return choose(survey(states))
+
+
+def separation(
+    chat: ChatModel,
+    fit: FitPrompts,
+    states: ClassStates,
+    layers: tuple[int, ...],
+    terms: Es2,
+    settings: TrainSettings,
+) -> Separation:
+    """ES2's objective for a model: what the base does on the training prompts, recorded."""
+    count = settings.steps * settings.batch_size
+    texts = spread(fit.harmful, count), spread(fit.harmless, count)
+    with bar("recording the base model's answers", sum(map(len, texts))) as advance:
+        harmful, harmless = (
+            record(chat, group, terms.response_tokens, terms.kl_prompt, advance) for group in texts
+        )
+    if terms.consistent:
+        harmful, harmless = _consistent(chat, harmful, True), _consistent(chat, harmless, False)
+    distances = {
+        layer: float(pair_distance(states.harmful[:, layer - 1], states.harmless[:, layer - 1]))
+        for layer in layers
+    }
+    return Separation(terms, settings, layers, harmful, harmless, distances)
+
+
+def _consistent(chat: ChatModel, reference: Reference, refused: bool) -> Reference:
+    """The rows whose recorded response refuses, or those that do not; all if hardly any does.
+
+    A base that is not aligned refuses nothing: separation then has to do without its refusals.
+    """
+    kept = [
+        index
+        for index, (row, first) in enumerate(zip(reference.rows, reference.firsts, strict=True))
+        if refuses(chat.template.decode(row[first + 1 :])) == refused
+    ]
+    return reference.subset(kept) if len(kept) >= len(reference) / 4 else reference
+
+
+def validator(
+    chat: ChatModel,
+    fit: FitPrompts,
+    guard: Guard,
+    layers: Sequence[int],
+    limits: Judge = Judge(),
+    base: ChatModel | None = None,
+) -> Callable[[ChatModel], Validation]:
+    """Compares held-out prompts' answers and distances with those of the model as it is now.
+
+    Coherence is judged by the base: by the model in training with its adapter switched off, or by
+    `base` where there is no adapter.
+
+    The best checkpoint is the one with the greatest distance, relative to the base's and at the
+    layer where that is least, among those that are not broken.
+    """
+    harmful = spread(fit.held_harmful, guard.prompts)
+    harmless = spread(fit.held_harmless, guard.prompts)
+
+    def measure(model: ChatModel, base: ChatModel) -> dict[str, float]:
+        rows = [model.template.encode(text) for text in (*harmful, *harmless)]
+        answers = [model.template.decode(row) for row in generate(model, rows, guard.tokens)]
+        with adapter_off(base):
+            judgements = judge(base, [*harmful, *harmless], answers, limits)
+        bad, good = judgements[: len(harmful)], judgements[len(harmful) :]
+        shares = {
+            "refused": _share(bad, "refused"),
+            "incoherent": _share(bad, "incoherent"),
+            "harmless_refused": _share(good, "refused"),
+            "harmless_incoherent": _share(good, "incoherent"),
+        }
+        states = [prompt_states(model, texts) for texts in (harmful, harmless)]
+        for layer in layers:
+            distance = pair_distance(*(group[:, layer - 1] for group in states))
+            shares[f"distance_{layer}"] = float(distance)
+        return shares
+
+    before = measure(chat, chat)
+
+    def validate(model: ChatModel) -> Validation:
+        now = measure(model, base or model)
+        ratio = min(now[f"distance_{layer}"] / before[f"distance_{layer}"] for layer in layers)
+        broken = _broken(now, before, guard)
+        return Validation(now, ratio, broken)
+
+    return validate
+
+
+def _broken(now: dict[str, float], before: dict[str, float], guard: Guard) -> str | None:
+    change = {name: now[name] - before[name] for name in now}
+    if change["refused"] + change["incoherent"] < -guard.refusal_drop:
+        return "validation: refusals of harmful prompts went"
+    if change["harmless_refused"] > guard.refusal_rise:
+        return "validation: refusals of harmless prompts rose"
+    if max(change["incoherent"], change["harmless_incoherent"]) > guard.incoherent:
+        return "validation: coherence went"
+    return None
+
+
+@contextmanager
+def adapter_off(chat: ChatModel) -> Iterator[None]:
+    """Within the context, a model with a LoRA attached is its base."""
+    if isinstance(chat.model, PeftModel):
+        with chat.model.disable_adapter():
+            yield
+    else:
+        yield
+
+
+def _share(judgements: Sequence[Judgement], verdict: Verdict) -> float:
+    return sum(judgement.verdict == verdict for judgement in judgements) / len(judgements)
+
+
+def _note(progress: Progress, layers: Sequence[int]) -> str:
+    line = progress.history[-1]
+    ratios = "/".join(f"{line[f'distance_ratio_{layer}']:.1f}" for layer in layers)
+    return f"distance x{ratios}  KL {line['kl']:.3f}  {1 / line['seconds']:.2f} steps/s"
+
+
+def _save_whole(chat: ChatModel, folder: Path) -> None:
+    """Writes beside the folder, then renames: a kill leaves the old folder or the new one."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        save_adapter(chat, draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+    except SafetensorError as error:  # what safetensors makes of a disk that takes no more
+        raise Es2Error(
+            f"{folder}: the disk is full or not to be written to; free space, then resume"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,177 @@
+"""Builds report.html: one page, self-contained, from what the run folder holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from es2.errors import Es2Error
+from es2.report import figures, formats, panels
+from es2.report.change import Change
+from es2.report.finding import findings
+from es2.report.reading import RunFolder, attacks, models, number, read_run
+from es2.report.samples import sample, visible
+from es2.results.schema import Dsr, Results
+
+REPORT = "report.html"
+
+
+def build(run: Path) -> Path:
+    """Writes `report.html` into a run folder and returns its path.
+
+    Raises:
+        Es2Error: if the folder's results are missing or damaged, or the page cannot be written.
+    """
+    page = render(read_run(run), title=run.resolve().name)
+    path = run / REPORT
+    draft = run / f"{REPORT}.tmp"
+    try:
+        # A lone half of a surrogate pair, which a completion may hold, has no UTF-8 form.
+        draft.write_bytes(page.encode("utf-8", errors="replace"))
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise Es2Error(
+            f"{path}: cannot be written ({error.strerror}); make the folder writable and its disk "
+            "free, then report again"
+        ) from None
+    return path
+
+
+def render(folder: RunFolder, title: str) -> str:
+    """The page as HTML; everything that comes from the run is escaped."""
+    environment = Environment(
+        loader=PackageLoader("es2.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    results = folder.results
+    measured = models(results)
+    looks = figures.looks(list(measured))
+    shown = {
+        "number": number,
+        "name": formats.name,
+        "percent": formats.percent,
+        "interval": formats.interval,
+        "decimal": formats.decimal,
+        "duration": formats.duration,
+        "memory": formats.memory,
+        "mark": lambda rate, key: Markup(figures.interval_mark(rate, looks[key])),
+        "bar": lambda verdicts: Markup(figures.verdict_bar(verdicts)),
+        "visible": lambda value: visible(str(value)),
+    }
+    environment.filters.update(shown)
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        folder=folder,
+        run=folder.run,
+        origin=_origin(folder.run),
+        models=measured,
+        attacks=attacks(results),
+        faced=lambda attack: [
+            (k, m.attacks[attack]) for k, m in measured.items() if attack in m.attacks
+        ],
+        findings=findings(results),
+        key_figures=key_figures(results),
+        sweep=panels.sweep(results),
+        separability=panels.separability(folder.layers, looks),
+        training=panels.training(folder),
+        why=_sentence((folder.layers.get("chosen") or {}).get("why")),
+        axes=_sentence(folder.embeddings.get("axes")),
+        projections=panels.projections(folder.embeddings),
+        groups=sample(folder.attempts, results),
+        facts=facts(folder.run),
+        palette=figures.PALETTE,
+    )
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A number before and after a defence."""
+
+    label: str
+    before: str
+    after: str
+    note: str
+
+
+def key_figures(results: Results) -> list[KeyFigure]:
+    """The few numbers to read first; empty without a base and a defended model."""
+    measured = models(results)
+    base = measured.pop("base", None)
+    if base is None or not measured:
+        return []
+    defended = next(iter(measured.values()))
+    found = []
+    if "scav" in base.attacks and "scav" in defended.attacks:
+        before, after = base.attacks["scav"], defended.attacks["scav"]
+        if before.published and after.published:
+            dsr = before.published.dsr, after.published.dsr
+            found.append(_from_dsr("SCAV at the published P0", *dsr))
+        found.append(_from_dsr("SCAV at the attacker's best P0", before.dsr, after.dsr))
+    refused = base.cost.over_refusal, defended.cost.over_refusal
+    if refused[0] and refused[1]:
+        found.append(_from_change("Harmless prompts refused", Change(refused[0], refused[1])))
+    if defended.cost.perplexity_ratio is not None:
+        ratio = formats.decimal(defended.cost.perplexity_ratio)
+        found.append(KeyFigure("Perplexity", "1", ratio, "of the base's harmless answers, × base"))
+    return found
+
+
+def _from_dsr(label: str, before: Dsr, after: Dsr) -> KeyFigure:
+    return _from_change(f"{label}, keyword DSR", Change(before.keyword, after.keyword))
+
+
+def _from_change(label: str, change: Change) -> KeyFigure:
+    low, high = change.interval
+    note = f"{formats.points(change)} (95 %: {formats.signed(low)} to {formats.signed(high)})"
+    return KeyFigure(
+        label, formats.percent(change.before.rate), formats.percent(change.after.rate), note
+    )
+
+
+def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a reader needs to place or repeat the run, as terms and their values."""
+    terms = {
+        "Model": "model",
+        "Thinking": "thinking",
+        "Seed": "seed",
+        "Started": "started",
+        "Training ended": "stopped",
+        "Step kept": "best_step",
+        "Machine": "machine",
+        "es2": "es2_version",
+        "Git revision": "git",
+        "Versions": "versions",
+    }
+    return [(term, _plain(run[key])) for term, key in terms.items() if run.get(key) is not None]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(_plain(part) for part in value)
+    return str(value)
+
+
+def _origin(run: Mapping[str, Any]) -> str:
+    """When and with what the run was made, in short sentences."""
+    known = (("Started", "started"), ("Seed", "seed"), ("es2", "es2_version"))
+    return " ".join(f"{word} {run[key]}." for word, key in known if run.get(key) is not None)
+
+
+def _sentence(text: Any) -> str:
+    """A text that ends in a full stop; empty for none."""
+    text = str(text or "").strip()
+    return text if not text or text.endswith((".", "!", "?")) else f"{text}."

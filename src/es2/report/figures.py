@@ -1,0 +1,442 @@
+"""The report's figures: numbers in, an SVG string out, one function a figure.
+
+A figure is drawn in the light palette; each of its colours becomes a CSS variable of the page with
+that colour as its fallback, so that the page can recolour it for the dark. Text stays text and
+takes the page's font. Panels are small, so that three stand side by side and one fills a phone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLocator
+
+from es2.judges.base import VERDICTS
+from es2.report.formats import percent, power_of_ten
+from es2.results.rates import Rate
+
+Point = tuple[float, float]
+
+# Colours that stay apart for the colour-blind, after Okabe and Ito; line and marker say it again.
+PALETTE = {
+    "ink": "#1d2024",
+    "muted": "#5b626a",
+    "rule": "#d6d9d4",
+    "base": "#7b828a",
+    "es2": "#0068b0",
+    "third": "#b05a00",
+    "fourth": "#8b4f97",
+    "fifth": "#1b7a55",
+    "harmful": "#cf4f0a",
+    "harmless": "#2b8cbe",
+    "borderline": "#a8578f",
+    "refused": "#00665a",
+    "incoherent": "#c3c7c1",
+    "complied": "#e0652a",
+}
+_WIDTH, _HEIGHT = 3.0, 2.05
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "es2",
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.edgecolor": PALETTE["muted"],
+    "axes.linewidth": 0.6,
+    "axes.labelcolor": PALETTE["muted"],
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": PALETTE["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": PALETTE["muted"],
+    "ytick.color": PALETTE["muted"],
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3.6,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn, everywhere on the page."""
+
+    colour: str
+    line: str = "-"
+    marker: str = "o"
+    hollow: bool = False
+
+
+CLASSES = {
+    "harmful": Look("harmful", marker="^"),
+    "harmless": Look("harmless", marker="o"),
+    "borderline": Look("borderline", marker="D", hollow=True),
+}
+_MARKERS = {
+    "o": "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z",
+    "^": "M0-4L4 3.4H-4z",
+    "v": "M0 4L4-3.4H-4z",
+    "s": "M-3.3-3.3H3.3V3.3H-3.3z",
+    "D": "M0-4.4L4.4 0L0 4.4L-4.4 0z",
+}
+_DASHES = {"-": "none", "--": "5 3", "-.": "6 2 2 2", ":": "2 2"}
+_FURTHER = (
+    Look("third", "-.", "s"),
+    Look("fourth", ":", "D"),
+    Look("fifth", "--", "v"),
+)
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """A look for every model: the base hollow and dashed, ES2 solid, the others in turn."""
+    known = {"base": Look("base", "--", "o", hollow=True), "es2": Look("es2", "-", "o")}
+    rest = [name for name in names if name not in known]
+    further = {name: _FURTHER[i % len(_FURTHER)] for i, name in enumerate(rest)}
+    return {name: known.get(name) or further[name] for name in names}
+
+
+def layer_curve(
+    series: Mapping[str, Sequence[Point]],
+    chosen: Mapping[int, str],
+    label: str,
+    one: bool = False,
+) -> str:
+    """A measure of every layer, one line a model; the chosen layers marked.
+
+    Args:
+        series: (layer, value) by model.
+        chosen: what the marked layers are, by layer.
+        label: what the figure shows, for those who cannot see it.
+        one: draw a line at 1, where a ratio means no change.
+    """
+    with _panel() as (figure, axes):
+        last = _last(series)
+        gaps = [b - a for a, b in itertools.pairwise(sorted(chosen))]
+        # Words of layers close together would run into each other.
+        roomy = all(gap > 0.25 * last for gap in gaps)
+        for layer, word in chosen.items():
+            axes.axvline(layer, color=PALETTE["muted"], linewidth=0.8, dashes=(2, 2))
+            axes.annotate(
+                f"{layer} {word}" if roomy else str(layer),
+                (layer, 1.02),
+                xycoords=("data", "axes fraction"),
+                ha="center" if layer < 0.65 * last or not roomy else "right",
+                color=PALETTE["muted"],
+                fontsize=7,
+            )
+        if one:
+            axes.axhline(1, color=PALETTE["muted"], linewidth=0.8)
+        _lines(axes, series, marker_every=True)
+        axes.set_xlabel("layer")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return _svg(figure, label)
+
+
+def sweep(rates: Mapping[str, Mapping[float, Rate]], published: Sequence[float], label: str) -> str:
+    """Defence success over SCAV's P0, one band and line a model; harder attacks to the right.
+
+    Args:
+        rates: by model, then by P0.
+        published: values of P0 to mark.
+        label: what the figure shows, for those who cannot see it.
+    """
+    with _panel() as (figure, axes):
+        for key, look in looks(list(rates)).items():
+            found = sorted(rates[key].items())
+            axes.fill_between(
+                [p0 for p0, _ in found],
+                [100 * rate.low for _, rate in found],
+                [100 * rate.high for _, rate in found],
+                color=PALETTE[look.colour],
+                alpha=0.16,
+                linewidth=0,
+            )
+        points = {
+            key: [(p0, 100 * rate.rate) for p0, rate in sorted(of.items())]
+            for key, of in rates.items()
+        }
+        _lines(axes, points, marker_every=True)
+        axes.set_ylim(-3, 103)
+        axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
+        _p0_axis(axes, [p0 for of in rates.values() for p0 in of], published)
+        return _svg(figure, label)
+
+
+def push(norms: Mapping[str, Sequence[Point]], published: Sequence[float], label: str) -> str:
+    """How far SCAV moved the residual stream at each P0, in percent of the stream's norm."""
+    with _panel() as (figure, axes):
+        _lines(axes, norms, marker_every=True)
+        axes.set_ylim(bottom=0)
+        _p0_axis(axes, [p0 for of in norms.values() for p0, _ in of], published)
+        return _svg(figure, label)
+
+
+def training_curve(
+    series: Mapping[str, Sequence[Point]],
+    label: str,
+    kept: int | None = None,
+    limit: float | None = None,
+    one: bool = False,
+) -> str:
+    """A quantity over training steps.
+
+    Args:
+        series: (step, value) by what the line shows.
+        label: what the figure shows, for those who cannot see it.
+        kept: the step whose weights were kept.
+        limit: a threshold, drawn across.
+        one: draw a line at 1, where a ratio means no change.
+    """
+    with _panel() as (figure, axes):
+        if limit is not None:
+            axes.axhline(limit, color=PALETTE["harmful"], linewidth=1, dashes=(4, 2))
+            axes.annotate(
+                f"threshold {limit:g}",
+                (0, limit),
+                xycoords=("axes fraction", "data"),
+                xytext=(2, 2),
+                textcoords="offset points",
+                color=PALETTE["harmful"],
+                fontsize=7,
+            )
+        if one:
+            axes.axhline(1, color=PALETTE["muted"], linewidth=0.8)
+        if kept is not None:
+            axes.axvline(kept, color=PALETTE["muted"], linewidth=0.8, dashes=(2, 2))
+            axes.annotate(
+                f"kept: step {kept}",
+                (kept, 1.02),
+                xycoords=("data", "axes fraction"),
+                ha="right" if kept > 0.6 * _last(series) else "left",
+                color=PALETTE["muted"],
+                fontsize=7,
+            )
+        for (_, points), look in zip(series.items(), series_looks(len(series)), strict=True):
+            few = len(points) <= 25
+            if not few:
+                xs, ys = zip(*_thinned(points, 400), strict=True)
+                axes.plot(xs, ys, color=PALETTE[look.colour], linewidth=0.7, alpha=0.4)
+            smooth = points if few else _thinned(trailing_mean(points), 400)
+            _line(axes, smooth, look, markers=few)
+        if not one and all(y >= 0 for points in series.values() for _, y in points):
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return _svg(figure, label)
+
+
+def trailing_mean(points: Sequence[Point], window: int = 4) -> list[Point]:
+    """Each value's mean with the ones just before it; training holds KL to its threshold so."""
+    recent = [points[max(0, i + 1 - window) : i + 1] for i in range(len(points))]
+    return [(span[-1][0], sum(y for _, y in span) / len(span)) for span in recent]
+
+
+def series_looks(count: int) -> list[Look]:
+    """Looks for lines that are not models."""
+    order = (
+        Look("es2"),
+        Look("third", "--", "s"),
+        Look("fourth", ":", "D"),
+        Look("fifth", "-.", "v"),
+        Look("base", "--", "o", hollow=True),
+    )
+    return [order[i % len(order)] for i in range(count)]
+
+
+def projection(
+    classes: Mapping[str, Sequence[Point]],
+    label: str,
+    frame: tuple[float, float, float, float] | None = None,
+) -> str:
+    """Prompts as points, one marker a class; both axes at the same scale.
+
+    Args:
+        classes: (x, y) of every prompt by class.
+        label: what the figure shows, for those who cannot see it.
+        frame: x0, y0, x1, y1 of another panel's view, drawn as a box to compare scales.
+    """
+    with _panel(width=3.6, height=2.5, head=0.06) as (figure, axes):
+        axes.grid(True, axis="both")
+        axes.spines["left"].set_visible(True)
+        for key, points in classes.items():
+            look = CLASSES.get(key, Look("ink"))
+            colour = PALETTE[look.colour]
+            thin = _thinned(points, 250)
+            axes.scatter(
+                [x for x, _ in thin],
+                [y for _, y in thin],
+                s=13,
+                marker=look.marker,
+                facecolors="none" if look.hollow else colour,
+                edgecolors=colour,
+                linewidths=0.8 if look.hollow else 0,
+                alpha=1 if look.hollow else 0.72,
+            )
+        if frame:
+            x0, y0, x1, y1 = frame
+            box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linestyle=(0, (2, 2)))
+            box.set(edgecolor=PALETTE["muted"], linewidth=0.9)
+            axes.add_patch(box)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.apply_aspect()
+        ticks = MaxNLocator(5).tick_values(*axes.get_xlim())
+        axes.xaxis.set_major_locator(MultipleLocator(ticks[1] - ticks[0]))
+        axes.yaxis.set_major_locator(MultipleLocator(ticks[1] - ticks[0]))
+        return _svg(figure, label)
+
+
+def extent(classes: Mapping[str, Sequence[Point]]) -> tuple[float, float, float, float]:
+    """The box round all points with a little air: x0, y0, x1, y1."""
+    xs = [x for points in classes.values() for x, _ in points]
+    ys = [y for points in classes.values() for _, y in points]
+    air = 0.04 * max(max(xs) - min(xs), max(ys) - min(ys), 1e-9)
+    return min(xs) - air, min(ys) - air, max(xs) + air, max(ys) + air
+
+
+def interval_mark(rate: Rate, look: Look) -> str:
+    """A rate and its interval on a line from 0 to 100 %, to stand in a table's cell."""
+    low, mid, high = (f"{100 * value:.2f}%" for value in (rate.low, rate.rate, rate.high))
+    stroke = f"stroke:{_variable(look.colour)};stroke-width:3"
+    return (
+        '<svg class="mark" height="14" aria-hidden="true">'
+        '<line class="track" x1="0%" x2="100%" y1="7" y2="7"/>'
+        f'<line x1="{low}" x2="{high}" y1="7" y2="7" style="{stroke}"/>'
+        f'<svg x="{mid}" y="7" overflow="visible">{_marker(look)}</svg></svg>'
+    )
+
+
+def verdict_bar(verdicts: Mapping[str, float]) -> str:
+    """Shares of refused, incoherent and complied as one bar of 100 %."""
+    label = ", ".join(f"{verdict} {percent(verdicts[verdict])} %" for verdict in VERDICTS)
+    start, parts = 0.0, []
+    for verdict in VERDICTS:
+        width = 100 * verdicts[verdict]
+        if width > 0:
+            parts.append(
+                f'<rect class="{verdict}" x="{start:.2f}%" width="{width:.2f}%" height="16"/>'
+            )
+        start += width
+    return f'<svg class="bar" height="16" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def swatch(look: Look, line: bool = True) -> str:
+    """A legend's key: the series' line and marker, or its marker alone."""
+    half = 16 if line else 6
+    stroke = f"stroke:{_variable(look.colour)};stroke-width:2;stroke-dasharray:{_DASHES[look.line]}"
+    drawn = f'<line x1="-{half}" x2="{half}" y1="0" y2="0" style="{stroke}"/>' if line else ""
+    return (
+        f'<svg class="swatch" width="{2 * half}" height="12" viewBox="-{half} -6 {2 * half} 12" '
+        f'aria-hidden="true">{drawn}{_marker(look)}</svg>'
+    )
+
+
+def _marker(look: Look) -> str:
+    colour = _variable(look.colour)
+    fill = "var(--paper,#ffffff)" if look.hollow else colour
+    style = f"fill:{fill};stroke:{colour};stroke-width:1.6"
+    return f'<path d="{_MARKERS[look.marker]}" style="{style}"/>'
+
+
+@contextmanager
+def _panel(
+    width: float = _WIDTH, height: float = _HEIGHT, head: float = 0.18
+) -> Iterator[tuple[Figure, Axes]]:
+    """An empty panel; margins are fixed, so that panels in a row share their baseline."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height))
+        bottom, top = 0.36 / height, 1 - head / height
+        axes = figure.add_axes((0.31 / width, bottom, 1 - 0.38 / width, top - bottom))
+        yield figure, axes
+
+
+def _lines(axes: Axes, series: Mapping[str, Sequence[Point]], marker_every: bool) -> None:
+    for key, look in looks(list(series)).items():
+        _line(axes, series[key], look, marker_every)
+
+
+def _line(axes: Axes, points: Sequence[Point], look: Look, markers: bool) -> None:
+    colour = PALETTE[look.colour]
+    axes.plot(
+        [x for x, _ in points],
+        [y for _, y in points],
+        color=colour,
+        linestyle=look.line,
+        marker=look.marker if markers else None,
+        # White becomes the page's paper, so that a hollow marker is hollow in the dark as well.
+        markerfacecolor="#ffffff" if look.hollow else colour,
+        markeredgewidth=1,
+        clip_on=False,
+    )
+
+
+def _p0_axis(axes: Axes, values: Sequence[float], published: Sequence[float]) -> None:
+    """P0 on a log axis that runs from weak to strong attacks."""
+    axes.set_xscale("log")
+    low, high = min(values), max(values)
+    axes.set_xlim(high * 1.6, low / 1.6)
+    decades = range(math.ceil(math.log10(low / 1.5)), math.floor(math.log10(high * 1.5)) + 1)
+    ticks = [10.0**k for k in decades]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([power_of_ten(tick) for tick in ticks])
+    axes.set_xlabel("P0 (attack pushes harder →)")
+    for value in published:
+        if low / 1.5 <= value <= high * 1.5:
+            axes.axvline(value, color=PALETTE["muted"], linewidth=0.8, dashes=(2, 2), zorder=0.5)
+
+
+def _thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most so many points, evenly picked, the last one kept."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def _last(series: Mapping[str, Sequence[Point]]) -> float:
+    return max((x for points in series.values() for x, _ in points), default=0.0)
+
+
+def _variable(colour: str) -> str:
+    return f"var(--{colour},{PALETTE[colour]})"
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an inline SVG element: no prologue, no size, ids of its own, themed colours."""
+    out = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    body = text[text.index("<svg") :]
+    box = re.search(r'viewBox="([^"]+)"', body)
+    assert box is not None
+    inner = body[body.index(">") + 1 : body.rindex("</svg>")]
+    inner = re.sub(r"<metadata>.*?</metadata>", "", inner, flags=re.DOTALL)
+    inner = re.sub(r'<style type="text/css">.*?</style>', "", inner, flags=re.DOTALL)
+    inner = inner.replace("xlink:href=", "href=")
+    inner = re.sub(r"\n\s*", "\n", inner)
+    name = "f" + hashlib.sha1((label + inner).encode()).hexdigest()[:8]
+    inner = re.sub(r'\bid="', f'id="{name}-', inner)
+    inner = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", inner)
+    for colour, code in PALETTE.items():
+        inner = inner.replace(code, _variable(colour))
+    inner = inner.replace("#ffffff", "var(--paper,#ffffff)")
+    words = f'role="img" aria-label="{html.escape(label)}"'
+    return f'<svg class="panel" viewBox="{box[1]}" {words}>{inner}</svg>'

@@ -1,0 +1,105 @@
+"""Linear probes: where in the model harmful and harmless prompts become linearly separable.
+
+A logistic regression a layer, as SCAV fits them (arXiv 2404.12038, section 3.1): L2-regularised, on
+the residual stream at the last token of the templated prompt, neither centred nor scaled, so that
+its direction can be applied where it was fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from es2.data.fitting import FitPrompts
+from es2.models.forward import forward
+from es2.models.generation import in_batches
+from es2.models.loading import ChatModel
+
+
+@dataclass(frozen=True)
+class Probe:
+    """P(harmful | e) = sigmoid(w . e + b) at one layer.
+
+    Attributes:
+        w: weights [d], float32.
+        b: bias.
+        accuracy: on prompts it was not fitted on.
+    """
+
+    w: Float[Tensor, "d"]
+    b: float
+    accuracy: float
+
+    def logit(self, states: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """w . e + b."""
+        return states.float() @ self.w.to(states.device) + self.b
+
+
+@torch.no_grad()
+def prompt_states(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    progress: Callable[[int], None] = lambda done: None,
+) -> Float[Tensor, "n layers d"]:
+    """Residual stream at every layer, at the last token of each templated prompt; on the CPU."""
+    layers = range(1, chat.depth + 1)
+
+    def run(batch: list[Sequence[int]]) -> list[Tensor]:
+        out = forward(chat, batch, layers=layers, stop=True)
+        last = [len(row) - 1 for row in batch]
+        stacked = [out.at(out.states[layer], range(len(batch)), last) for layer in layers]
+        return list(torch.stack(stacked, dim=1).float().cpu())
+
+    rows = [chat.template.encode(prompt) for prompt in prompts]
+    return torch.stack(in_batches(chat, rows, run, progress))
+
+
+def fit_probe(
+    states: Float[Tensor, "n d"],
+    harmful: Bool[Tensor, "n"],
+    held_out: Float[Tensor, "m d"],
+    held_out_harmful: Bool[Tensor, "m"],
+    seed: int = 0,
+) -> Probe:
+    """Fits one layer's probe and measures it on held-out prompts."""
+    model = LogisticRegression(max_iter=2000, random_state=seed)
+    model.fit(states.numpy(), harmful.numpy())
+    accuracy = float(np.mean(model.predict(held_out.numpy()) == held_out_harmful.numpy()))
+    w = torch.tensor(model.coef_[0], dtype=torch.float32)
+    return Probe(w, float(model.intercept_[0]), accuracy)
+
+
+@dataclass(frozen=True)
+class ClassStates:
+    """States of both classes at every layer, for fitting and held out."""
+
+    harmful: Float[Tensor, "n layers d"]
+    harmless: Float[Tensor, "m layers d"]
+    held_harmful: Float[Tensor, "p layers d"]
+    held_harmless: Float[Tensor, "q layers d"]
+
+
+def class_states(
+    chat: ChatModel, fit: FitPrompts, progress: Callable[[int], None] = lambda done: None
+) -> ClassStates:
+    """The states of all four groups of prompts."""
+    groups = (fit.harmful, fit.harmless, fit.held_harmful, fit.held_harmless)
+    return ClassStates(*(prompt_states(chat, texts, progress) for texts in groups))
+
+
+def fit_probes(states: ClassStates, seed: int = 0) -> dict[int, Probe]:
+    """A probe for every layer, keyed by the 1-based layer."""
+    fit = torch.cat([states.harmful, states.harmless])
+    labels = torch.arange(len(fit)) < len(states.harmful)
+    held = torch.cat([states.held_harmful, states.held_harmless])
+    held_labels = torch.arange(len(held)) < len(states.held_harmful)
+    return {
+        layer: fit_probe(fit[:, layer - 1], labels, held[:, layer - 1], held_labels, seed)
+        for layer in range(1, fit.shape[1] + 1)
+    }

@@ -1,0 +1,291 @@
+"""ES2's loss against a slow, obvious version: separate forwards of two models, full logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from es2.defences.es2 import Es2, Separation, kl_divergence
+from es2.defences.reference import Reference, record
+from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
+from es2.models.loading import ChatModel
+from es2.separation.distance import pair_distance
+from es2.separation.probe import prompt_states
+from tiny import PROMPTS
+
+HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i in range(5)]
+HARMLESS = [*PROMPTS]
+"""Two classes; no harm is needed to test the mathematics."""
+LAYERS = (2, 4)
+SETTINGS = TrainSettings(batch_size=3, rank=2, lr=3e-3, seed=1)
+
+FORMS = {
+    "paper": Es2.paper(),
+    "default": Es2(),
+    "pairs": Es2(form="relative", cap=None),
+    "centres": Es2(form="centre", cap=None),
+    "pairs beyond a cap": Es2(form="relative", cap=0.5),
+    "centres beyond a cap": Es2(form="centre", cap=0.1),
+    "pairs along responses": Es2(form="relative", response_distance=0.7, response_tokens=5),
+    "centres along responses": Es2(form="centre", response_distance=0.7, response_tokens=5),
+    "whole prompts and responses": Es2(kl_prompt=True, response_tokens=3),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base, a model in training that has moved away from it, and the objective."""
+
+    base: ChatModel
+    tuned: ChatModel
+    objective: Separation
+
+
+def objective_for(chat: ChatModel, terms: Es2, settings: TrainSettings = SETTINGS) -> Separation:
+    harmful = record(chat, HARMFUL, terms.response_tokens, terms.kl_prompt)
+    harmless = record(chat, HARMLESS, terms.response_tokens, terms.kl_prompt)
+    states = [prompt_states(chat, texts) for texts in (HARMFUL, HARMLESS)]
+    distances = {
+        layer: float(pair_distance(*(group[:, layer - 1] for group in states))) for layer in LAYERS
+    }
+    return Separation(terms, settings, LAYERS, harmful, harmless, distances)
+
+
+def moved(chat: ChatModel) -> ChatModel:
+    """The model with a LoRA that has been trained somewhere."""
+    tuned = attach_lora(chat, SETTINGS, LAYERS)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in tuned.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.01)
+    return tuned
+
+
+def make_case(chat: ChatModel, terms: Es2) -> Case:
+    objective = objective_for(chat, terms)
+    base = ChatModel(chat.name, copy.deepcopy(chat.model), chat.tokenizer)
+    return Case(base, moved(chat), objective)
+
+
+def one_row(chat: ChatModel, row: list[int]) -> tuple[list[Tensor], Tensor]:
+    """Every block's output and the full logits of one row, by the model's own forward."""
+    outputs: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(
+            lambda _m, _i, out: outputs.append((out[0] if isinstance(out, tuple) else out)[0])
+        )
+        for block in chat.blocks
+    ]
+    found = chat.model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float()
+    for hook in hooks:
+        hook.remove()
+    return outputs, found
+
+
+def slow_kl(case: Case, reference: Reference, picked: list[int]) -> Tensor:
+    """Row by row, position by position, token by token of the vocabulary."""
+    terms, total = case.objective.terms, torch.zeros(())
+    for index in picked:
+        row, first = reference.rows[index], reference.firsts[index]
+        with torch.no_grad():
+            base = one_row(case.base, row)[1].softmax(-1)
+        tuned = one_row(case.tuned, row)[1].softmax(-1)
+        mean, weight = torch.zeros(()), 0.0
+        for position in range(reference.starts[index], len(row)):
+            own = terms.kl_first if position == first else 1.0
+            p, q = base[position], tuned[position]
+            mean = mean + own * (p * (p.log() - q.log())).sum()
+            weight += own
+        total = total + mean / weight
+    return total / len(picked)
+
+
+def slow_distance(harmful: list[Tensor], harmless: list[Tensor], terms: Es2) -> Tensor:
+    if terms.form == "centre":
+        return (sum(harmful) / len(harmful) - sum(harmless) / len(harmless)).norm()
+    total = torch.zeros(())
+    for one in harmful:
+        for other in harmless:
+            total = total + (one - other).norm()
+    return total / (len(harmful) * len(harmless))
+
+
+def slow_term(distance: Tensor, base: float, terms: Es2) -> Tensor:
+    reached = distance / base
+    if terms.cap is not None and float(reached) > terms.cap:
+        reached = torch.tensor(terms.cap)
+    return -reached * base if terms.form == "raw" else -reached
+
+
+def slow_loss(case: Case, step: int) -> Tensor:
+    """Section 1 of the method, with the remedies, as one would write it down first."""
+    objective, terms = case.objective, case.objective.terms
+    bad = batch_indices(len(objective.harmful), SETTINGS.batch_size, step, SETTINGS.seed)
+    good = batch_indices(len(objective.harmless), SETTINGS.batch_size, step, SETTINGS.seed + 1)
+    states = {
+        "bad": [one_row(case.tuned, objective.harmful.rows[i])[0] for i in bad],
+        "good": [one_row(case.tuned, objective.harmless.rows[i])[0] for i in good],
+    }
+    firsts = {
+        "bad": [objective.harmful.firsts[i] for i in bad],
+        "good": [objective.harmless.firsts[i] for i in good],
+    }
+
+    def at(name: str, layer: int, after: int) -> list[Tensor]:
+        rows = zip(states[name], firsts[name], strict=True)
+        return [outputs[layer - 1][first + after] for outputs, first in rows]
+
+    total = torch.zeros(())
+    for layer in LAYERS:
+        base = objective.base_distance[layer]
+        distance = slow_distance(at("bad", layer, 0), at("good", layer, 0), terms)
+        total = total + slow_term(distance, base, terms)
+        if terms.response_distance:
+            answers = [
+                len(outputs[0]) - 1 - first
+                for name in states
+                for outputs, first in zip(states[name], firsts[name], strict=True)
+            ]
+            along = torch.zeros(())
+            for after in range(1, min(answers) + 1):
+                pair = at("bad", layer, after), at("good", layer, after)
+                along = along + slow_distance(*pair, terms)
+            total = total + terms.response_distance * slow_term(along / min(answers), base, terms)
+    total = total + terms.kl_weight * slow_kl(case, objective.harmless, good)
+    return total + terms.keep_refusal * slow_kl(case, objective.harmful, bad)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_loss_and_its_gradient_are_the_formulas(
+    tiny: Callable[[str], ChatModel], form: str
+) -> None:
+    for step, family in enumerate(("llama", "gemma3")):
+        case = make_case(tiny(family), FORMS[form])
+        parameters = [p for p in case.tuned.model.parameters() if p.requires_grad]
+        loss, _ = case.objective.loss(case.tuned, step)
+        slow = slow_loss(case, step)
+        torch.testing.assert_close(loss, slow, rtol=1e-4, atol=1e-4)
+        mine = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+        theirs = torch.cat([g.flatten() for g in torch.autograd.grad(slow, parameters)])
+        assert theirs.norm() > 0
+        assert (mine - theirs).norm() < 1e-3 * theirs.norm()
+
+
+@pytest.mark.parametrize("form", ["paper", "default"])
+def test_the_loss_is_the_formulas_for_every_family(
+    tiny: Callable[[str], ChatModel], family: str, form: str
+) -> None:
+    case = make_case(tiny(family), FORMS[form])
+    with torch.no_grad():
+        loss, _ = case.objective.loss(case.tuned, 2)
+        torch.testing.assert_close(loss, slow_loss(case, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_the_kl_from_cached_states_is_that_of_two_models(own_chat: ChatModel) -> None:
+    """One model is the base, deep-copied; the other has trained a step away from it."""
+    base = ChatModel(own_chat.name, copy.deepcopy(own_chat.model), own_chat.tokenizer)
+    objective = objective_for(own_chat, FORMS["default"])
+    tuned = attach_lora(own_chat, SETTINGS, LAYERS)
+    optimiser = torch.optim.AdamW([p for p in tuned.model.parameters() if p.requires_grad], lr=1e-2)
+    loss, before = objective.loss(tuned, 0)
+    assert before["kl"] == pytest.approx(0.0, abs=1e-5)
+    loss.backward()
+    optimiser.step()
+    with torch.no_grad():
+        _, metrics = objective.loss(tuned, 0)
+        good = batch_indices(len(HARMLESS), SETTINGS.batch_size, 0, SETTINGS.seed + 1)
+        bad = batch_indices(len(HARMFUL), SETTINGS.batch_size, 0, SETTINGS.seed)
+        case = Case(base, tuned, objective)
+        harmless = float(slow_kl(case, objective.harmless, good))
+        harmful = float(slow_kl(case, objective.harmful, bad))
+    assert harmless > 1e-4
+    assert metrics["kl"] == pytest.approx(harmless, rel=1e-3, abs=1e-5)
+    assert metrics["kl_harmful"] == pytest.approx(harmful, rel=1e-3, abs=1e-5)
+
+
+def test_the_kl_of_two_coins_is_the_closed_form_and_takes_the_base_first() -> None:
+    base, tuned = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    expected = 0.5 * torch.tensor(0.5 / 0.9).log() + 0.5 * torch.tensor(0.5 / 0.1).log()
+    assert kl_divergence(base, tuned).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert kl_divergence(tuned, base).item() != pytest.approx(expected.item(), rel=1e-2)
+    # Logits are free of any constant.
+    assert kl_divergence(base + 7, tuned - 3).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_papers_form_has_no_remedy() -> None:
+    paper = Es2.paper(kl_weight=2.0, kl_threshold=0.3)
+    assert (paper.form, paper.cap) == ("raw", None)
+    assert (paper.keep_refusal, paper.response_distance) == (0, 0)
+    assert (paper.kl_prompt, paper.kl_first, paper.response_tokens) == (True, 1, 0)
+    assert (paper.kl_weight, paper.kl_threshold) == (2.0, 0.3)
+
+
+def test_metrics_say_how_far_each_layer_is_from_the_base(
+    tiny: Callable[[str], ChatModel],
+) -> None:
+    case = make_case(tiny("llama"), Es2())
+    _, metrics = case.objective.loss(case.tuned, 0)
+    for layer in LAYERS:
+        assert metrics[f"distance_ratio_{layer}"] == pytest.approx(
+            metrics[f"distance_{layer}"] / case.objective.base_distance[layer]
+        )
+
+
+@pytest.mark.xfail(strict=True, reason="the mean over no position is not defined yet")
+def test_rows_with_no_response_do_not_break_the_response_distance(
+    tiny: Callable[[str], ChatModel],
+) -> None:
+    """A base that ends its answer at once leaves no position to separate at."""
+    chat = tiny("llama")
+    silent = make_case(chat, FORMS["pairs along responses"])
+    reference = silent.objective.harmful
+    first = batch_indices(len(HARMFUL), SETTINGS.batch_size, 0, SETTINGS.seed)[0]
+    rows = list(reference.rows)
+    hidden = list(reference.hidden)
+    rows[first] = rows[first][: reference.firsts[first] + 1]
+    hidden[first] = hidden[first][:1]
+    cut = replace(silent.objective, harmful=replace(reference, rows=rows, hidden=hidden))
+    loss, metrics = cut.loss(silent.tuned, 0)
+    assert torch.isfinite(loss)
+    assert "distance_2" in metrics
+
+
+@pytest.mark.parametrize(
+    ("kls", "stops"),
+    [
+        ([0.01] * 10, False),
+        ([0.2], False),
+        ([0.01, 0.01, 0.01, 0.1], False),
+        ([0.01, 0.06, 0.06, 0.06, 0.06], True),
+        ([0.9, 0.04, 0.04, 0.04, 0.04], False),
+    ],
+    ids=["low", "too few", "one outlier", "passed", "long past"],
+)
+def test_training_stops_when_the_mean_kl_of_four_steps_passes_the_threshold(
+    kls: list[float], stops: bool
+) -> None:
+    nothing = Reference([], [], [], [])
+    objective = Separation(Es2(kl_threshold=0.05), SETTINGS, LAYERS, nothing, nothing, {})
+    why = objective.stop([{"kl": kl} for kl in kls])
+    assert bool(why) == stops
+    assert why is None or "0.05" in why
+
+
+def test_training_pushes_the_classes_apart_and_holds_the_kl(
+    tiny: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    chat = tiny("llama")
+    settings = TrainSettings(steps=25, batch_size=5, lr=2e-3, rank=4, seed=0, validate_every=0)
+    terms = Es2(cap=4.0, kl_weight=1.0, kl_threshold=10.0, response_tokens=2)
+    objective = objective_for(chat, terms, settings)
+    progress = train(attach_lora(chat, settings, LAYERS), objective, settings, tmp_path)
+    last = progress.history[-1]
+    assert all(last[f"distance_ratio_{layer}"] > 1.3 for layer in LAYERS)
+    assert last["loss"] < progress.history[0]["loss"]

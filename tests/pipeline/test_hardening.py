@@ -1,0 +1,213 @@
+"""Hardening a model: what is recorded of the base, when validation calls a halt, what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from es2.data.fitting import FitPrompts
+from es2.defences.es2 import Es2
+from es2.defences.trainer import TrainSettings, attach_lora
+from es2.errors import Es2Error
+from es2.judges.base import Judgement, Verdict
+from es2.models.generation import generate
+from es2.models.loading import ChatModel, load
+from es2.pipeline import harden as room
+from es2.pipeline.harden import Guard, adapter_off, harden, read_states, separation, validator
+from es2.separation.distance import pair_distance
+from small import HARMFUL, HARMLESS, LENIENT, contents
+
+FIT = FitPrompts(HARMFUL[:12], HARMLESS[:12], HARMFUL[12:], HARMLESS[12:])
+SETTINGS = TrainSettings(steps=3, batch_size=4, rank=2, lr=1e-3, validate_every=3)
+TERMS = Es2(response_tokens=3, kl_threshold=100.0)
+GUARD = Guard(prompts=4, tokens=4, **LENIENT)
+Tiny = Callable[[str], ChatModel]
+
+
+def answers(chat: ChatModel) -> list[list[int]]:
+    return generate(chat, [chat.template.encode(text) for text in HARMLESS[:4]], 6)
+
+
+def answer_logits(chat: ChatModel) -> torch.Tensor:
+    ids = torch.tensor([chat.template.encode(HARMFUL[0])])
+    with torch.no_grad():
+        return chat.model(ids).logits
+
+
+def test_the_hardened_model_is_the_one_that_was_saved(tiny: Tiny, tmp_path: Path) -> None:
+    # A path that ends like a folder that does not exist yet.
+    out = tmp_path / "new" / "run"
+    hardened = harden(tiny("llama"), out, fit=FIT, terms=TERMS, settings=SETTINGS, guard=GUARD)
+    assert hardened.adapter == out / "adapter"
+    saved = load(str(tiny("llama").name), adapter=hardened.adapter, device="cpu")
+    moved = (answer_logits(saved) - answer_logits(tiny("llama"))).abs().max()
+    assert moved > 1e-2
+    torch.testing.assert_close(
+        answer_logits(saved), answer_logits(hardened.chat), rtol=1e-3, atol=1e-3
+    )
+    assert not hardened.chat.model.training
+
+
+@pytest.mark.parametrize("family", ["gemma3", "phi3", "qwen3"])
+def test_every_family_can_be_hardened(tiny: Tiny, tmp_path: Path, family: str) -> None:
+    short = replace(SETTINGS, steps=1)
+    hardened = harden(tiny(family), tmp_path, fit=FIT, terms=TERMS, settings=short, guard=GUARD)
+    assert hardened.progress.step == 1
+    assert hardened.chosen.layers[-1] == 4
+    assert load(str(hardened.adapter), device="cpu").depth == 4
+
+
+def test_distances_are_relative_to_those_of_the_base_on_the_prompts_fitted_on(tiny: Tiny) -> None:
+    chat = tiny("llama")
+    states = read_states(chat, FIT)
+    objective = separation(chat, FIT, states, (2, 4), TERMS, SETTINGS)
+    for layer in (2, 4):
+        slow = [
+            float((bad[layer - 1] - good[layer - 1]).norm())
+            for bad in states.harmful
+            for good in states.harmless
+        ]
+        assert objective.base_distance[layer] == pytest.approx(sum(slow) / len(slow), rel=1e-5)
+
+
+def test_no_more_is_recorded_than_training_will_see_and_that_from_everywhere(tiny: Tiny) -> None:
+    chat = tiny("llama")
+    settings = replace(SETTINGS, steps=1, batch_size=4)
+    terms = replace(TERMS, consistent=False)
+    objective = separation(chat, FIT, read_states(chat, FIT), (4,), terms, settings)
+    seen = [chat.template.encode(text) for text in (HARMLESS[0], HARMLESS[3], HARMLESS[6])]
+    heads = [
+        row[: first + 1]
+        for row, first in zip(objective.harmless.rows, objective.harmless.firsts, strict=True)
+    ]
+    assert len(heads) == 4
+    assert heads[:3] == seen
+
+
+def test_prompts_on_which_the_base_errs_are_left_out(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = tiny("llama")
+    states = read_states(chat, FIT)
+    plain = separation(chat, FIT, states, (4,), replace(TERMS, consistent=False), SETTINGS)
+    text = {id(row): chat.template.decode(row[f + 1 :]) for row, f in zip(
+        plain.harmful.rows + plain.harmless.rows,
+        plain.harmful.firsts + plain.harmless.firsts,
+        strict=True,
+    )}  # fmt: skip
+    # The base is said to refuse what it does answer so to every other harmful prompt.
+    refused = {text[id(row)] for row in plain.harmful.rows[::2]}
+    monkeypatch.setattr(room, "refuses", lambda answer: answer in refused)
+    kept = separation(chat, FIT, states, (4,), TERMS, SETTINGS)
+    wanted = [row for row in plain.harmful.rows if text[id(row)] in refused]
+    assert kept.harmful.rows == wanted and len(wanted) >= 6
+    assert kept.harmless.rows == [r for r in plain.harmless.rows if text[id(r)] not in refused]
+    # A base that refuses nothing is separated all the same.
+    monkeypatch.setattr(room, "refuses", lambda answer: False)
+    assert separation(chat, FIT, states, (4,), TERMS, SETTINGS).harmful.rows == plain.harmful.rows
+
+
+def test_without_its_adapter_a_model_is_its_base(tiny: Tiny) -> None:
+    base = answer_logits(tiny("llama"))
+    chat = attach_lora(tiny("llama"), SETTINGS, (2, 4))
+    with torch.no_grad():
+        for name, parameter in chat.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    tuned = answer_logits(chat)
+    assert not torch.allclose(tuned, base, atol=1e-2)
+    with adapter_off(chat):
+        torch.testing.assert_close(answer_logits(chat), base)
+    torch.testing.assert_close(answer_logits(chat), tuned)
+
+
+def verdicts(harmful: list[Verdict], harmless: list[Verdict]) -> Callable[..., list[Judgement]]:
+    made = [Judgement(v, v == "refused", 2.0, 0.0, 1.0) for v in (*harmful, *harmless)]
+    return lambda *args, **kwargs: made
+
+
+SAFE: list[Verdict] = ["refused", "refused", "refused", "complied"]
+OPEN: list[Verdict] = ["complied", "complied", "complied", "complied"]
+
+
+@pytest.mark.parametrize(
+    ("harmful", "harmless", "said"),
+    [
+        (SAFE, OPEN, None),
+        (["refused", "refused", "complied", "complied"], OPEN, "refusals of harmful prompts went"),
+        # Babble is no answer: what is lost is coherence, not the refusal.
+        (["refused", "refused", "incoherent", "complied"], OPEN, "coherence went"),
+        (["refused"] * 4, OPEN, None),
+        (SAFE, ["refused", "complied", "complied", "complied"], "refusals of harmless"),
+        (SAFE, ["incoherent", "complied", "complied", "complied"], "coherence went"),
+    ],
+)
+def test_validation_says_what_broke(
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    harmful: list[Verdict],
+    harmless: list[Verdict],
+    said: str | None,
+) -> None:
+    chat = tiny("llama")
+    monkeypatch.setattr(room, "judge", verdicts(SAFE, OPEN))
+    validate = validator(chat, FIT, Guard(prompts=4, tokens=2), (2, 4))
+    monkeypatch.setattr(room, "judge", verdicts(harmful, harmless))
+    found = validate(chat)
+    if said is None:
+        assert found.broken is None
+    else:
+        assert found.broken is not None and said in found.broken
+    # Nothing has moved yet.
+    assert found.score == pytest.approx(1.0)
+
+
+def test_the_score_is_the_least_growth_of_the_distance_on_held_out_prompts(tiny: Tiny) -> None:
+    chat = tiny("llama")
+    held = (FIT.held_harmful, FIT.held_harmless)
+
+    def distances(model: ChatModel) -> list[float]:
+        groups = [room.prompt_states(model, texts) for texts in held]
+        return [float(pair_distance(*(g[:, layer - 1] for g in groups))) for layer in (2, 4)]
+
+    before = distances(chat)
+    validate = validator(chat, FIT, Guard(prompts=8, tokens=2, **LENIENT), (2, 4))
+    with torch.no_grad():
+        for parameter in chat.blocks[1].parameters():
+            parameter.mul_(1.3)
+    ratios = [now / then for now, then in zip(distances(chat), before, strict=True)]
+    assert ratios[0] != pytest.approx(ratios[1], rel=1e-2)
+    assert validate(chat).score == pytest.approx(min(ratios), rel=1e-4)
+
+
+def test_a_kill_while_saving_leaves_the_old_adapter(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = tiny("llama")
+    short = replace(SETTINGS, steps=1, validate_every=0)
+    harden(chat, tmp_path, fit=FIT, terms=TERMS, settings=short, guard=GUARD)
+    before = contents(tmp_path / "adapter")
+
+    def half(chat: ChatModel, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "save_adapter", half)
+    with pytest.raises(KeyboardInterrupt):
+        harden(tiny("llama"), tmp_path, fit=FIT, terms=TERMS, settings=short, guard=GUARD)
+    assert contents(tmp_path / "adapter") == before
+    assert not [path for path in tmp_path.iterdir() if "draft" in path.name]
+
+
+def test_full_fine_tuning_asks_for_float32(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    chat = load(str(tiny_folder("llama")), dtype=torch.bfloat16, device="cpu")
+    with pytest.raises(Es2Error, match="float32"):
+        harden(chat, tmp_path / "out", fit=FIT, settings=replace(SETTINGS, rank=0))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,24 @@
+"""A change counts as settled only where its interval leaves out zero."""
+
+import pytest
+from synthetic import rate
+
+from es2.report.change import Change
+from es2.results.rates import Rate
+
+
+def test_interval_matches_the_worked_example_of_newcombe():
+    # Newcombe (1998), table II(a): 56/70 against 48/80, method 10.
+    change = Change(Rate(0.6, 0.490381, 0.700336, 80), Rate(0.8, 0.691816, 0.876938, 70))
+    assert change.interval == pytest.approx((5.24, 33.39), abs=0.02)
+    assert change.clear
+
+
+def test_interval_of_the_reverse_change_is_mirrored():
+    a, b = Rate(**rate(0.2)), Rate(**rate(0.7))
+    low, high = Change(a, b).interval
+    assert Change(b, a).interval == pytest.approx((-high, -low))
+
+
+def test_change_that_may_be_nothing_is_not_clear():
+    assert not Change(Rate(**rate(0.5)), Rate(**rate(0.6))).clear

@@ -1,0 +1,121 @@
+"""Figures show the numbers they are given and take the page's colours."""
+
+import re
+
+import pytest
+
+from es2.report.figures import (
+    PALETTE,
+    extent,
+    interval_mark,
+    layer_curve,
+    looks,
+    projection,
+    sweep,
+    trailing_mean,
+    training_curve,
+    verdict_bar,
+)
+from es2.results.rates import Rate
+
+LINE = [(1.0, 0.5), (2.0, 0.75), (3.0, 1.0)]
+
+
+def drawn():
+    rates = {p0: Rate(0.5, 0.3, 0.7, 20) for p0 in (0.05, 1e-3, 1e-6)}
+    return {
+        "layers": layer_curve({"base": LINE, "es2": LINE}, {2: "emergence"}, "<curve>"),
+        "sweep": sweep({"base": rates, "es2": rates}, (1e-3,), "sweep"),
+        "training": training_curve({"kl": LINE}, "training", kept=2, limit=0.8),
+        "projection": projection(
+            {"harmful": LINE, "harmless": LINE}, "points", (0.0, 0.0, 1.0, 1.0)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["layers", "sweep", "training", "projection"])
+def test_figure_is_an_inline_element_with_a_description_and_no_outside_reference(name):
+    svg = drawn()[name]
+    assert re.match(r'<svg class="panel" viewBox="[^"]+" role="img" aria-label="[^"<]+">', svg)
+    assert svg.endswith("</svg>")
+    assert "http" not in svg and "xmlns" not in svg and "<style" not in svg
+
+
+@pytest.mark.parametrize("name", ["layers", "sweep", "training", "projection"])
+def test_every_colour_is_a_variable_of_the_page(name):
+    bare = re.sub(r"var\(--[\w-]+,#[0-9a-f]{6}\)", "", drawn()[name])
+    assert re.findall(r"#[0-9a-f]{6}\b(?!-)", bare) == []
+
+
+def test_ids_of_two_figures_do_not_collide():
+    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in drawn().values()]
+    assert len(set.union(*ids)) == sum(map(len, ids))
+
+
+def test_references_inside_a_figure_lead_to_its_own_ids():
+    for svg in drawn().values():
+        ids = set(re.findall(r'\bid="([^"]+)"', svg))
+        assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)) <= ids
+
+
+def test_same_numbers_draw_the_same_figure():
+    assert drawn() == drawn()
+
+
+def test_chosen_layers_and_threshold_are_named_in_the_figure():
+    figures = drawn()
+    assert "2 emergence" in figures["layers"]
+    assert "threshold 0.8" in figures["training"] and "kept: step 2" in figures["training"]
+
+
+def test_names_of_chosen_layers_close_together_give_way_to_their_numbers():
+    line = [(float(layer), 1.0) for layer in range(1, 31)]
+    svg = layer_curve({"base": line}, {28: "emergence", 30: "terminal"}, "label")
+    assert ">28<" in svg and ">30<" in svg and "emergence" not in svg
+
+
+def test_dollar_signs_are_not_read_as_mathematics():
+    assert "$x$" in layer_curve({"base": LINE}, {2: "$x$"}, "label")
+
+
+def test_interval_mark_stands_where_the_rate_is():
+    mark = interval_mark(Rate(0.5, 0.25, 0.75, 9), looks(["base"])["base"])
+    assert 'x1="25.00%" x2="75.00%"' in mark and 'x="50.00%"' in mark
+
+
+def test_verdict_bar_fills_the_whole_width_in_order():
+    bar = verdict_bar({"refused": 0.5, "incoherent": 0.2, "complied": 0.3})
+    parts = re.findall(r'class="(\w+)" x="([\d.]+)%" width="([\d.]+)%"', bar)
+    assert parts == [
+        ("refused", "0.00", "50.00"),
+        ("incoherent", "50.00", "20.00"),
+        ("complied", "70.00", "30.00"),
+    ]
+    assert 'aria-label="refused 50 %, incoherent 20 %, complied 30 %"' in bar
+
+
+def test_trailing_mean_is_the_mean_of_the_last_four():
+    points = [(float(step), float(step * step)) for step in range(10)]
+    smooth = trailing_mean(points)
+    assert smooth[7] == (7, (16 + 25 + 36 + 49) / 4)
+    assert smooth[0] == points[0]
+
+
+def test_models_never_share_a_look():
+    named = looks(["base", "es2", "lat", "repbend", "dpl"])
+    assert len(set(named.values())) == 5
+
+
+def test_palette_has_no_colour_twice():
+    assert len(set(PALETTE.values())) == len(PALETTE)
+
+
+def test_extent_holds_every_point():
+    x0, y0, x1, y1 = extent({"harmful": [(0.0, 1.0), (4.0, -2.0)]})
+    assert x0 < 0 and y0 < -2 and x1 > 4 and y1 > 1
+
+
+def test_one_point_can_be_drawn():
+    assert extent({"harmful": [(1.0, 1.0)]})[0] < 1
+    assert "<svg" in projection({"harmful": [(1.0, 1.0)]}, "one point")
+    assert "<svg" in training_curve({"kl": [(1.0, 0.1)]}, "one step")

@@ -1,0 +1,19 @@
+"""Importing this first makes the tests strict: shapes and types checked, no network."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything that reads them is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+# As for static checkers, an int is a float.
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+# Before the first import of es2: every annotated shape and type in it is checked.
+install_import_hook("es2", "strict.check")
+torch.set_num_threads(1)

@@ -1,0 +1,105 @@
+"""Recipes: every value known, written out and read again as it was; what is wrong is named."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from es2.attacks import Direct, Scav
+from es2.config import Data, Recipe, dump, load_recipe, make_attacks
+from es2.defences.es2 import Es2
+from es2.defences.trainer import TrainSettings
+from es2.errors import Es2Error
+from es2.pipeline.harden import Guard
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def written(path: Path, text: str) -> Recipe:
+    (path / "recipe.yaml").write_text(text)
+    return load_recipe(path / "recipe.yaml")
+
+
+def test_a_model_is_all_that_a_recipe_must_name(tmp_path: Path) -> None:
+    recipe = written(tmp_path, "model: smollm2-aligned")
+    assert recipe == Recipe(model="smollm2-aligned")
+    assert recipe.es2 == Es2() and recipe.train == TrainSettings()
+    assert [attack.name for attack in make_attacks(recipe.attacks)] == ["direct", "scav"]
+
+
+def test_the_dump_writes_every_default_out() -> None:
+    plain = yaml.safe_load(dump(Recipe(model="m")))
+    assert plain.keys() == {field.name for field in fields(Recipe)}
+    for name, kind in (("data", Data), ("es2", Es2), ("train", TrainSettings), ("guard", Guard)):
+        assert plain[name] == asdict(kind())
+    assert plain["seed"] == 0 and plain["layers"] is None
+
+
+def test_a_dumped_recipe_is_read_as_it_was(tmp_path: Path) -> None:
+    recipe = Recipe(
+        model="owner/model",
+        name="mine",
+        seed=3,
+        dtype="bfloat16",
+        layers=(15, 29),
+        data=Data(harmful="a.csv", borderline=None, train=100, test=40),
+        es2=Es2.paper(kl_weight=0.5),
+        train=TrainSettings(lr=3e-5, rank=0, scope="critical"),
+        guard=Guard(prompts=8, incoherent=0.2),
+        attacks={"scav": {"p0": [0.001, 1e-4], "min_accuracy": 0.8}, "direct": {}},
+        answer_tokens=12,
+    )
+    assert written(tmp_path, dump(recipe)) == recipe
+    assert dump(written(tmp_path, dump(recipe))) == dump(recipe)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid_and_say_how_to_launch_them(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert written(tmp_path, dump(recipe)) == recipe
+    head = path.read_text().split("\nname:")[0]
+    assert f"es2 run recipes/{path.name}" in head
+
+
+def test_numbers_may_be_written_as_yaml_11_does_not_read_them(tmp_path: Path) -> None:
+    # "1e-4" without a dot is a text to YAML 1.1.
+    recipe = written(tmp_path, "model: m\ntrain: {lr: 1e-4}\nattacks: {scav: {p0: [1e-3]}}")
+    assert recipe.train.lr == 1e-4
+    assert make_attacks(recipe.attacks) == [Scav(p0=(1e-3,))]
+
+
+def test_attacks_take_the_settings_given_and_keep_their_order() -> None:
+    found = make_attacks({"scav": {"p0": [0.01], "seed": 2}, "direct": {"max_new_tokens": 7}})
+    assert found == [Scav(p0=(0.01,), seed=2), Direct(max_new_tokens=7)]
+    assert make_attacks({}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": TrainSettings(steps=0)}, "train.steps is 0"),
+        ({"train": TrainSettings(batch_size=0)}, "train.batch_size is 0"),
+        ({"train": TrainSettings(rank=-1)}, "train.rank is -1"),
+        ({"train": TrainSettings(checkpoint_every=0)}, "train.checkpoint_every is 0"),
+        ({"train": TrainSettings(lr=0.0)}, "train.lr is 0.0"),
+        ({"train": TrainSettings(lr=float("nan"))}, "train.lr is nan"),
+        ({"data": Data(test=0)}, "data.test is 0"),
+        ({"data": Data(train=0)}, "data.train is 0"),
+        ({"guard": Guard(tokens=0)}, "guard.tokens is 0"),
+        ({"es2": Es2(kl_weight=-1.0)}, "es2.kl_weight is -1.0"),
+        ({"answer_tokens": 0}, "answer_tokens is 0"),
+    ],
+)
+def test_numbers_that_no_run_can_be_made_with_are_refused(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Es2Error, match=said):
+        replace(Recipe(model="m"), **changes)
+
+
+def test_switching_validation_or_lora_off_is_no_mistake() -> None:
+    Recipe(model="m", train=TrainSettings(validate_every=0, rank=0), data=Data(test=1))

@@ -28,6 +28,7 @@ from es2.data.sources import load_prompts
 from es2.defences.es2 import Es2, Separation
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, trainable
+from es2.models.activations import Edit, edit
 from es2.models.forward import forward, shared_prefix
 from es2.models.loading import ChatModel, load
 from es2.separation.distance import centre_distance, distance_term, pair_distance
@@ -188,30 +189,68 @@ def plain_forward(
     return states, out.logits.float()
 
 
+def plain_kl(before: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
+    """The weighed KL from the base's log-probabilities, over all positions."""
+    divergence = (before.exp() * (before - logits.log_softmax(-1))).sum(-1)
+    return (divergence * weights).sum()
+
+
+def plain_moved(
+    chat: ChatModel,
+    objective: Separation,
+    tuned: Sequence[dict[int, Tensor]],
+    layers: Sequence[int],
+) -> Tensor:
+    """Logits of the harmful rows in one more pass, moved towards the harmless centre."""
+    reference, batch = picked(objective)[0]
+    random = torch.Generator().manual_seed(objective.settings.seed * 1_000_003)
+    share = objective.terms.reach * torch.rand(len(batch), 1, generator=random).to(chat.device)
+    last = torch.tensor([reference.firsts[i] for i in batch], device=chat.device)
+
+    def change(layer: int) -> Edit:
+        harmful, harmless = (group[layer].detach().mean(0) for group in tuned)
+        way = harmless - harmful
+
+        def push(stream: Tensor) -> Tensor:
+            along = (stream - harmful) @ way / way.dot(way)
+            after = torch.arange(stream.shape[1], device=chat.device) >= last[:, None]
+            return stream + ((share - along).clamp(min=0.0) * after)[..., None] * way
+
+        return push
+
+    with edit(chat.blocks, {layer: change(layer) for layer in layers}):
+        return plain_forward(chat, [reference.rows[i] for i in batch], ())[1]
+
+
 def plain_loss(chat: ChatModel, objective: Separation) -> Tensor:
     """The same loss, written down first: whole batches, all positions, all logits."""
     terms = objective.terms
     tuned = []
     divergences = []
+    layers = range(min(objective.layers), max(objective.layers) + 1)
     for reference, batch in picked(objective):
         rows = [reference.rows[i] for i in batch]
-        states, logits = plain_forward(chat, rows, objective.layers)
+        states, logits = plain_forward(chat, rows, layers)
         last = torch.tensor([reference.firsts[i] for i in batch], device=chat.device)
         each = torch.arange(len(batch), device=chat.device)
         tuned.append({layer: state[each, last] for layer, state in states.items()})
-        if reference is objective.harmful and not terms.keep_refusal:
+        if reference is objective.harmful and not (terms.keep_refusal or terms.resist):
             continue
         with torch.no_grad(), off(chat):
             _, base = plain_forward(chat, rows, ())
-        before, after = base.log_softmax(-1), logits.log_softmax(-1)
-        divergence = (before.exp() * (before - after)).sum(-1)
-        weights = torch.zeros_like(divergence)
+        before = base.log_softmax(-1)
+        weights = torch.zeros(logits.shape[:2], device=chat.device)
         for place, i in enumerate(batch):
             weights[place, reference.starts[i] : len(reference.rows[i])] = 1.0
             weights[place, reference.firsts[i]] = terms.kl_first
         weights = weights / weights.sum(1, keepdim=True) / len(batch)
         weight = terms.kl_weight if reference is objective.harmless else terms.keep_refusal
-        divergences.append(weight * (divergence * weights).sum())
+        divergences.append(weight * plain_kl(before, logits, weights))
+        if reference is objective.harmful:
+            refusal = before, weights
+    if terms.resist:
+        moved = plain_moved(chat, objective, tuned, layers)
+        divergences.append(terms.resist * plain_kl(refusal[0], moved, refusal[1]))
     total = torch.stack(divergences).sum()
     measure = centre_distance if terms.form == "centre" else pair_distance
     for layer in objective.layers:
@@ -228,8 +267,9 @@ def tokens(objective: Separation) -> str:
     both = [row for group in rows for row in group]
     starts = [min(reference.starts[i] for i in batch) for reference, batch in picked(objective)]
     shared = min(shared_prefix(both), *starts)
-    mine = shared + len(both) * (max(map(len, both)) - shared)
-    plain = sum(len(group) * max(map(len, group)) for group in rows)
+    again = rows[0] if objective.terms.resist else []  # the harmful rows, moved
+    mine = shared + len(both + again) * (max(map(len, both)) - shared)
+    plain = sum(len(group) * max(map(len, group)) for group in (*rows, again) if group)
     twice = plain if objective.terms.keep_refusal else len(rows[1]) * max(map(len, rows[1]))
     return (
         f"tokens forward and backward {mine} against {plain}, and forward alone 0 against {twice}; "

@@ -23,9 +23,9 @@ from es2.models.loading import load
 from es2.progress import bar
 
 SETTINGS = TrainSettings(
-    steps=240,
+    steps=300,
     batch_size=8,
-    lr=1e-3,
+    lr=8e-4,
     rank=8,
     alpha=16,
     validate_every=0,

@@ -35,6 +35,7 @@ FORMS = {
     "pairs along responses": Es2(form="relative", response_distance=0.7, response_tokens=5),
     "centres along responses": Es2(form="centre", response_distance=0.7, response_tokens=5),
     "whole prompts and responses": Es2(kl_prompt=True, response_tokens=3),
+    "refusal under attack": Es2(resist=2.0, reach=3.0, response_tokens=3),
 }
 
 
@@ -74,29 +75,41 @@ def make_case(chat: ChatModel, terms: Es2) -> Case:
     return Case(base, moved(chat), objective)
 
 
-def one_row(chat: ChatModel, row: list[int]) -> tuple[list[Tensor], Tensor]:
+Change = Callable[[int, Tensor], Tensor]
+
+
+def one_row(
+    chat: ChatModel, row: list[int], change: Change = lambda layer, stream: stream
+) -> tuple[list[Tensor], Tensor]:
     """Every block's output and the full logits of one row, by the model's own forward."""
     outputs: list[Tensor] = []
-    hooks = [
-        block.register_forward_hook(
-            lambda _m, _i, out: outputs.append((out[0] if isinstance(out, tuple) else out)[0])
-        )
-        for block in chat.blocks
-    ]
+
+    def hook(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> object:
+        stream = output[0] if isinstance(output, tuple) else output
+        outputs.append(change(len(outputs) + 1, stream[0]))
+        return (outputs[-1][None], *output[1:]) if isinstance(output, tuple) else outputs[-1][None]
+
+    hooks = [block.register_forward_hook(hook) for block in chat.blocks]
     found = chat.model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float()
     for hook in hooks:
         hook.remove()
     return outputs, found
 
 
-def slow_kl(case: Case, reference: Reference, picked: list[int]) -> Tensor:
+def slow_kl(
+    case: Case,
+    reference: Reference,
+    picked: list[int],
+    changes: list[Change] | None = None,
+) -> Tensor:
     """Row by row, position by position, token by token of the vocabulary."""
     terms, total = case.objective.terms, torch.zeros(())
-    for index in picked:
+    for place, index in enumerate(picked):
         row, first = reference.rows[index], reference.firsts[index]
         with torch.no_grad():
             base = one_row(case.base, row)[1].softmax(-1)
-        tuned = one_row(case.tuned, row)[1].softmax(-1)
+        changed = [changes[place]] if changes else []
+        tuned = one_row(case.tuned, row, *changed)[1].softmax(-1)
         mean, weight = torch.zeros(()), 0.0
         for position in range(reference.starts[index], len(row)):
             own = terms.kl_first if position == first else 1.0
@@ -122,6 +135,33 @@ def slow_term(distance: Tensor, base: float, terms: Es2) -> Tensor:
     if terms.cap is not None and float(reached) > terms.cap:
         reached = torch.tensor(terms.cap)
     return -reached * base if terms.form == "raw" else -reached
+
+
+def slow_changes(
+    case: Case, step: int, centres: dict[int, tuple[Tensor, Tensor]], firsts: list[int]
+) -> list[Change]:
+    """For each harmful row, what moves it along the line between the centres, layer by layer."""
+    random = torch.Generator().manual_seed(SETTINGS.seed * 1_000_003 + step)
+    shares = case.objective.terms.reach * torch.rand(len(firsts), generator=random)
+
+    def changing(first: int, share: float) -> Change:
+        def change(layer: int, stream: Tensor) -> Tensor:
+            if layer not in centres:
+                return stream
+            harmful, harmless = (centre.detach() for centre in centres[layer])
+            unit = (harmless - harmful) / (harmless - harmful).norm()
+            wanted = share * (harmless - harmful).norm()
+            moved = []
+            for position, vector in enumerate(stream):
+                along = (vector - harmful) @ unit
+                if position >= first and float(along) < float(wanted):
+                    vector = vector + (wanted - along) * unit
+                moved.append(vector)
+            return torch.stack(moved)
+
+        return change
+
+    return [changing(f, float(s)) for f, s in zip(firsts, shares, strict=True)]
 
 
 def slow_loss(case: Case, step: int) -> Tensor:
@@ -158,6 +198,17 @@ def slow_loss(case: Case, step: int) -> Tensor:
                 pair = at("bad", layer, after), at("good", layer, after)
                 along = along + slow_distance(*pair, terms)
             total = total + terms.response_distance * slow_term(along / min(answers), base, terms)
+    if terms.resist:
+        changes = slow_changes(
+            case,
+            step,
+            {
+                layer: (sum(at("bad", layer, 0)) / len(bad), sum(at("good", layer, 0)) / len(good))
+                for layer in range(min(LAYERS), max(LAYERS) + 1)
+            },
+            firsts["bad"],
+        )
+        total = total + terms.resist * slow_kl(case, objective.harmful, bad, changes)
     total = total + terms.kl_weight * slow_kl(case, objective.harmless, good)
     return total + terms.keep_refusal * slow_kl(case, objective.harmful, bad)
 
@@ -222,7 +273,7 @@ def test_the_kl_of_two_coins_is_the_closed_form_and_takes_the_base_first() -> No
 def test_the_papers_form_has_no_remedy() -> None:
     paper = Es2.paper(kl_weight=2.0, kl_threshold=0.3)
     assert (paper.form, paper.cap) == ("raw", None)
-    assert (paper.keep_refusal, paper.response_distance) == (0, 0)
+    assert (paper.keep_refusal, paper.resist, paper.response_distance) == (0, 0, 0)
     assert (paper.kl_prompt, paper.kl_first, paper.response_tokens) == (True, 1, 0)
     assert (paper.kl_weight, paper.kl_threshold) == (2.0, 0.3)
 
@@ -238,7 +289,6 @@ def test_metrics_say_how_far_each_layer_is_from_the_base(
         )
 
 
-@pytest.mark.xfail(strict=True, reason="the mean over no position is not defined yet")
 def test_rows_with_no_response_do_not_break_the_response_distance(
     tiny: Callable[[str], ChatModel],
 ) -> None:

@@ -63,7 +63,7 @@ def note_of_the_end(self: RunFolder, **values: Any) -> None:
 NOTE = RunFolder.note
 
 KILLS: dict[str, tuple[Any, str, Callable[[], Strike]]] = {
-    "choosing layers": (stages, "choose_layers", lambda: at_call(1)),
+    "choosing layers": (stages, "choose", lambda: at_call(1)),
     "recording the base": (harden, "separation", lambda: at_call(1)),
     "the third step": (harden, "_note", lambda: at_call(3, lambda *_: "")),
     "saving the adapter": (harden, "save_adapter", lambda: at_call(1)),

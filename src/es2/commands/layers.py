@@ -11,8 +11,8 @@ from rich.table import Table
 
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.errors import Es2Error
-from es2.pipeline.harden import choose_layers, read_states
-from es2.separation.layers import LayerRow, check_layers, parse_layers, survey
+from es2.pipeline.harden import read_states
+from es2.separation.layers import LayerRow, check_layers, choose, given, parse_layers, survey
 
 
 def layers(
@@ -37,16 +37,16 @@ def layers(
         device: default the accelerator if there is one.
         json: print JSON on standard output, and nothing else.
     """
-    given = None if layers is None else parse_layers(layers)
+    wanted = None if layers is None else parse_layers(layers)
     if limit is not None and limit < 1:
         raise Es2Error(f"--limit {limit}: has to be at least 1")
     fit = replace(prompts, at_most=limit or prompts.at_most).load(seed)
     chat = load_model(model, dtype, device)
-    if given:
-        check_layers(given, chat.depth)
+    if wanted:
+        check_layers(wanted, chat.depth)
     states = read_states(chat, fit)
     rows = survey(states, seed)
-    chosen = choose_layers(states, given)
+    chosen = choose(rows) if wanted is None else given(wanted, chat.depth)
     if json:
         print(jsonlib.dumps({"chosen": chosen.record(), "layers": [asdict(row) for row in rows]}))
         return

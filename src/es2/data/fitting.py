@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from es2.data.sources import BUNDLED, Prompt, load_prompts
 from es2.errors import Es2Error
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class FitPrompts:
     Attributes:
         harmful: for fitting.
         harmless: for fitting.
-        held_harmful: for choosing layers, strengths and checkpoints.
+        held_harmful: for choosing strengths and checkpoints, and for the accuracy of probes.
         held_harmless: the same.
     """
 
@@ -33,10 +36,10 @@ class FitPrompts:
         return self if limit is None else FitPrompts(*(spread(group, limit) for group in groups))
 
 
-def spread(texts: Sequence[str], limit: int) -> list[str]:
-    """At most `limit` of the texts, evenly spaced, in order."""
-    count = min(limit, len(texts))
-    return [texts[index * len(texts) // count] for index in range(count)]
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` of the items, evenly spaced, in order."""
+    count = min(limit, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from es2.defences.reference import Reference
 from es2.defences.trainer import TrainSettings, batch_indices
+from es2.models.activations import Edit
 from es2.models.blocks import logits
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
@@ -41,6 +42,9 @@ class Es2:
         consistent: train only on harmful prompts that the base refuses and harmless ones that it
             answers; on the others, KL to the base and separation pull against each other.
         response_distance: also separate at the first `response_tokens` positions of the response.
+        resist: weight of the KL on harmful prompts that are read while the residual stream is moved
+            towards the harmless ones: the base's refusal is kept under attack too.
+        reach: how far at most it is moved, in distances between the classes' centres.
     """
 
     form: Form = "centre"
@@ -53,6 +57,8 @@ class Es2:
     keep_refusal: float = 1.0
     consistent: bool = True
     response_distance: float = 0.0
+    resist: float = 1.0
+    reach: float = 1.5
 
     @classmethod
     def paper(cls, kl_weight: float = 1.0, kl_threshold: float = 0.05) -> Es2:
@@ -66,6 +72,7 @@ class Es2:
             kl_first=1.0,
             response_tokens=0,
             keep_refusal=0.0,
+            resist=0.0,
             consistent=False,
         )
 
@@ -88,7 +95,7 @@ class Separation:
         layers: the critical layers.
         harmful: reference on harmful prompts; its responses are the base's refusals.
         harmless: reference on harmless prompts.
-        base_distance: the base's mean pair distance at each layer, on these prompts.
+        base_distance: the base's mean pair distance at each layer.
     """
 
     terms: Es2
@@ -99,26 +106,34 @@ class Separation:
     base_distance: Mapping[int, float]
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """One forward pass for both classes: distances at the layers, KL from final states."""
+        """One forward pass for both classes: distances at the layers, KL from final states.
+
+        Where refusal is to resist, the harmful rows are in the batch once more, and moved.
+        """
         size, seed, terms = self.settings.batch_size, self.settings.seed, self.terms
         bad = batch_indices(len(self.harmful), size, step, seed)
         good = batch_indices(len(self.harmless), size, step, seed + 1)
         whole = [self.harmful.rows[i] for i in bad] + [self.harmless.rows[i] for i in good]
         starts = [self.harmful.starts[i] for i in bad] + [self.harmless.starts[i] for i in good]
         firsts = [self.harmful.firsts[i] for i in bad] + [self.harmless.firsts[i] for i in good]
-        out = forward(chat, whole, layers=self.layers, keep=min(starts))
+        split, plain = len(bad), len(whole)
+        edits: dict[int, Edit] = {}
+        if terms.resist:
+            whole += whole[:split]
+            push = self._push(chat, step, split, firsts, max(map(len, whole)))
+            edits = dict.fromkeys(range(min(self.layers), max(self.layers) + 1), push)
+        out = forward(chat, whole, layers=self.layers, keep=min(starts), edits=edits)
         total = torch.zeros((), device=chat.device)
         metrics: dict[str, float] = {}
-        split = len(bad)
         for layer in self.layers:
-            states = out.at(out.states[layer], range(len(whole)), firsts)
+            states = out.at(out.states[layer], range(plain), firsts)
             distance = self._distance(states, split)
             base = self.base_distance[layer]
             total = total + distance_term(distance, base, terms.form, terms.cap)
             metrics[f"distance_{layer}"] = float(distance.detach())
             metrics[f"distance_ratio_{layer}"] = float(distance.detach()) / base
-            if terms.response_distance:
-                along = self._along_response(out, layer, whole, firsts, split)
+            along = self._along_response(out, layer, whole[:plain], firsts, split)
+            if along is not None:
                 total = total + terms.response_distance * distance_term(
                     along, base, terms.form, terms.cap
                 )
@@ -130,7 +145,39 @@ class Separation:
             kept = self._kl(chat, out, self.harmful, bad, 0)
             metrics["kl_harmful"] = float(kept.detach())
             total = total + terms.keep_refusal * kept
+        if terms.resist:
+            moved = self._kl(chat, out, self.harmful, bad, plain)
+            metrics["kl_moved"] = float(moved.detach())
+            total = total + terms.resist * moved
         return total, metrics
+
+    def _push(
+        self, chat: ChatModel, step: int, split: int, firsts: Sequence[int], longest: int
+    ) -> Edit:
+        """Moves the batch's last rows towards its harmless ones, from the last prompt token on.
+
+        The way is the line between the classes' centres in the batch, which the other rows hold;
+        how far each row goes along it is drawn for the step.
+        """
+        random = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
+        share = self.terms.reach * torch.rand(split, 1, generator=random).to(chat.device)
+        last = torch.tensor(list(firsts), device=chat.device)
+
+        def push(stream: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "batch suffix d"]:
+            own = last - (longest - stream.shape[1])  # counted after the shared prefix
+            read = stream[torch.arange(len(own)), own].detach().float()
+            harmful, harmless = read[:split].mean(0), read[split:].mean(0)
+            way = harmless - harmful
+            moved = stream[len(own) :].float()
+            along = (
+                (moved - harmful) @ way / way.dot(way)
+            )  # 0 at the harmful centre, 1 at the other
+            columns = torch.arange(stream.shape[1], device=stream.device)
+            far = (share - along).clamp(min=0.0) * (columns >= own[:split, None])
+            moved = moved + far[..., None] * way
+            return torch.cat([stream[: len(own)], moved.to(stream.dtype)])
+
+        return push
 
     def _kl(
         self, chat: ChatModel, out: Forward, reference: Reference, picked: Sequence[int], shift: int
@@ -167,9 +214,14 @@ class Separation:
         rows: Sequence[Sequence[int]],
         firsts: Sequence[int],
         split: int,
-    ) -> Float[Tensor, ""]:
-        """Mean pair distance, over the response positions that every row of the batch has."""
+    ) -> Float[Tensor, ""] | None:
+        """Mean distance over the response positions that every row has; None if not wanted.
+
+        A row that ends at once leaves no position to separate at.
+        """
         shortest = min(len(row) - 1 - first for row, first in zip(rows, firsts, strict=True))
+        if not (self.terms.response_distance and shortest):
+            return None
         distances = []
         for step in range(1, shortest + 1):
             states = out.at(out.states[layer], range(len(rows)), [f + step for f in firsts])

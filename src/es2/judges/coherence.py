@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -169,7 +169,11 @@ def coherence(
     rows = [_tokens(base, completion) for completion in completions]
     some = [index for index, row in enumerate(rows) if row]
     tokens = [rows[index] for index in some]
-    neutral = token_log_probs(base, [NEUTRAL] * len(some), tokens)
+    # Many completions are the same refusal, word for word.
+    different = list({completions[index]: rows[index] for index in some}.items())
+    found = token_log_probs(base, [NEUTRAL] * len(different), [row for _, row in different])
+    after = {text: scores for (text, _), scores in zip(different, found, strict=True)}
+    neutral = [after[completions[index]] for index in some]
     prompted = token_log_probs(base, [prompts[index] for index in some], tokens, progress)
     results = [Coherence(None, 0.0, None)] * len(rows)
     for index, after_neutral, after_prompt in zip(some, neutral, prompted, strict=True):
@@ -250,11 +254,18 @@ class CalibratedJudge:
     Attributes:
         base: the undefended model.
         limits: when a completion is incoherent.
+        known: what has been judged already; a defended model answers many attacks the same.
     """
 
     base: ChatModel
     limits: Judge
+    known: dict[tuple[str, str], Judgement] = field(default_factory=dict)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """A verdict on every completion."""
-        return judge(self.base, prompts, completions, self.limits)
+        pairs = list(zip(prompts, completions, strict=True))
+        new = list(dict.fromkeys(pair for pair in pairs if pair not in self.known))
+        if new:
+            found = judge(self.base, [p for p, _ in new], [c for _, c in new], self.limits)
+            self.known.update(zip(new, found, strict=True))
+        return [self.known[pair] for pair in pairs]

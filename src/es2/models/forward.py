@@ -7,7 +7,7 @@ and every row attends to a view of them. The result is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from es2.models.activations import Reached, capture
+from es2.models.activations import Edit, Reached, capture, edit
 from es2.models.loading import ChatModel
 
 
@@ -97,6 +97,7 @@ def forward(
     layers: Iterable[int] = (),
     stop: bool = False,
     keep: int | None = None,
+    edits: Mapping[int, Edit] | None = None,
 ) -> Forward:
     """One pass of the decoder (no output embedding) over token rows of any lengths.
 
@@ -106,6 +107,8 @@ def forward(
         layers: 1-based layers whose outputs to keep.
         stop: do not run the blocks above the highest of `layers`; `final` is then None.
         keep: share at most this many tokens, so that positions from there on can be read.
+        edits: changes to the residual stream, by layer. They see the rows' own tokens, not the
+            shared prefix, padded at the end.
     """
     length = shared_prefix(rows)
     length = length if keep is None else min(length, keep)
@@ -113,7 +116,7 @@ def forward(
     length = length if cache is not None else 0
     ids = pad_right([row[length:] for row in rows], chat.template.pad_id).to(chat.device)
     past = view_of(cache, len(rows)) if cache is not None else None
-    with capture(chat.blocks, layers, stop) as states:
+    with edit(chat.blocks, edits or {}), capture(chat.blocks, layers, stop) as states:
         try:
             final = chat.decoder(
                 input_ids=ids, past_key_values=past, use_cache=past is not None

@@ -34,7 +34,7 @@ from es2.models.generation import generate, out_of_memory
 from es2.models.loading import ChatModel
 from es2.progress import bar
 from es2.separation.distance import pair_distance
-from es2.separation.layers import Chosen, check_layers, choose, survey
+from es2.separation.layers import Chosen, choose, given, survey
 from es2.separation.probe import ClassStates, class_states, prompt_states
 
 
@@ -105,9 +105,11 @@ def harden(
         raise Es2Error(
             "full fine-tuning needs float32 weights: load the model with --dtype float32"
         )
-    out, fit = Path(out), fit or bundled_fit()
-    states = read_states(chat, fit.at_most(200)) if states is None else states
-    chosen = choose_layers(states, layers)
+    out = Path(out)
+    if states is None:
+        states = read_states(chat, (fit or bundled_fit(borderline=False)).at_most(200))
+    fit = fit or bundled_fit()
+    chosen = choose(survey(states)) if layers is None else given(layers, chat.depth)
     objective = separation(chat, fit, states, chosen.layers, terms, settings)
     copied = None if settings.rank else copy.deepcopy(chat)
     validate = validator(chat, fit, guard, chosen.layers, limits, copied)
@@ -161,14 +163,6 @@ def read_states(chat: ChatModel, fit: FitPrompts) -> ClassStates:
     groups = (fit.harmful, fit.harmless, fit.held_harmful, fit.held_harmless)
     with bar(f"reading embeddings of {chat.name}", sum(map(len, groups))) as advance:
         return class_states(chat, fit, advance)
-
-
-def choose_layers(states: ClassStates, layers: tuple[int, ...] | None) -> Chosen:
-    """The user's critical layers, or those of the stated rule."""
-    if layers is not None:
-        check_layers(layers, states.harmful.shape[1])
-        return Chosen(tuple(sorted(set(layers))), "given by the user")
-    return choose(survey(states))
 
 
 def separation(

@@ -29,12 +29,12 @@ from es2.judges.coherence import CalibratedJudge, Judge, calibrate
 from es2.models.loading import ChatModel, load
 from es2.pipeline.attack import attack_model
 from es2.pipeline.cost import measure_refusals
-from es2.pipeline.harden import choose_layers, harden, read_states
+from es2.pipeline.harden import harden, read_states
 from es2.progress import bar, console
 from es2.report.build import REPORT, build
 from es2.results.store import RESULTS, Kind, read_attempts, read_json, write_json, write_text
 from es2.results.summary import summarise, with_drift
-from es2.separation.layers import check_layers, survey
+from es2.separation.layers import check_layers, choose, given, survey
 from es2.separation.probe import prompt_states
 from es2.separation.projection import AXES, project
 
@@ -71,7 +71,7 @@ def load_all(recipe: Recipe) -> Prompts:
             return Splits([], [], [])
         read = partial(load_prompts, source, prompt_column=data.prompt_column, harmful=harmful)
         found = split_three_ways(lambda split: read(split=split), source, recipe.seed)
-        return replace(found, test=found.test[: data.test])
+        return found if data.test is None else replace(found, test=spread(found.test, data.test))
 
     return Prompts(
         splits(data.harmful, True),
@@ -232,11 +232,12 @@ def hardening(experiment: Experiment) -> None:
         folder.note(thinking=base.template.thinking)
     with folder.stage("layers"):
         states = read_states(base, experiment.prompts.probe_fit)
-        chosen = choose_layers(states, recipe.layers)
+        rows = survey(states)
+        chosen = choose(rows) if recipe.layers is None else given(recipe.layers, base.depth)
         console.print(f"critical layers {chosen.layers}: {chosen.why}", highlight=False)
-        rows = [asdict(row) for row in survey(states)]
+        curve = [asdict(row) for row in rows]
         write_json(
-            folder.path / "layers.json", {"chosen": chosen.record(), "curves": {"base": rows}}
+            folder.path / "layers.json", {"chosen": chosen.record(), "curves": {"base": curve}}
         )
     with folder.stage("harden"):
         hardened = harden(
@@ -271,7 +272,8 @@ def geometry(experiment: Experiment) -> None:
             with bar(f"reading embeddings of {name}", victim.size) as advance:
                 states = victim.states
                 advance(victim.size)
-            found["curves"][name] = [asdict(row) for row in survey(states)]
+            if name not in found["curves"]:
+                found["curves"][name] = [asdict(row) for row in survey(states)]
             extra = prompt_states(victim.chat, borderline) if borderline else states.harmful[:0]
             for layer in found["chosen"]["layers"]:
                 unit = found["curves"]["base"][layer - 1]["spread"]
@@ -292,12 +294,13 @@ def geometry(experiment: Experiment) -> None:
 def attacking(experiment: Experiment) -> None:
     """Every attack, refitted on every model: `attempts.jsonl`."""
     with experiment.folder.stage("attack"):
+        judge = experiment.judge
         for name, victim in experiment.victims.items():
             for attack in make_attacks(experiment.recipe.attacks):
                 attack_model(
                     name,
                     victim,
-                    experiment.judge,
+                    judge,
                     attack,
                     experiment.prompts.harmful.test,
                     experiment.folder.path,
@@ -308,15 +311,14 @@ def costs(experiment: Experiment) -> None:
     """Refusals of harmless prompts and drift from the base; then `results.json`."""
     recipe, prompts, path = experiment.recipe, experiment.prompts, experiment.folder.path
     with experiment.folder.stage("cost"):
+        judge = experiment.judge
         for name, victim in experiment.victims.items():
             groups: dict[Kind, list[Prompt]] = {
                 "harmless": prompts.harmless.test,
                 "borderline": prompts.borderline.test,
             }
             for kind, group in groups.items():
-                measure_refusals(
-                    name, victim.chat, experiment.judge, kind, group, recipe.answer_tokens, path
-                )
+                measure_refusals(name, victim.chat, judge, kind, group, recipe.answer_tokens, path)
         texts = [prompt.text for prompt in prompts.harmless.test]
         with bar("drift from the base", len(texts)) as advance:
             reference = record(experiment.base, texts, recipe.answer_tokens, progress=advance)

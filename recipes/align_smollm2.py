@@ -4,8 +4,10 @@ Launch: python recipes/align_smollm2.py --out DIR
 
 SmolLM2-135M-Instruct as shipped refuses almost nothing. This is safety tuning by supervised
 fine-tuning on es2's own training prompts: one short refusal for harmful prompts, the first tokens of
-the model's own answer for harmless and borderline ones. The settings and the seed below made the
-adapter that es2 ships, in about a quarter of an hour on 2 cores.
+the model's own answer for harmless and borderline ones. Much of the loss is on
+the token that decides between refusal and answer: with all tokens weighing the same, the model learns
+the wording long before it learns what to refuse. The settings and the seed below made the adapter
+that es2 ships, in about ten minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from es2.data.fitting import spread
 from es2.data.sources import load_prompts
 from es2.defences.safety_sft import prepare
 from es2.defences.trainer import TrainSettings, attach_lora, save_adapter, train
@@ -23,16 +26,17 @@ from es2.models.loading import load
 from es2.progress import bar
 
 SETTINGS = TrainSettings(
-    steps=300,
+    steps=160,
     batch_size=8,
     lr=8e-4,
     rank=8,
     alpha=16,
     validate_every=0,
-    checkpoint_every=40,
+    checkpoint_every=50,
     seed=0,
 )
-ANSWER_TOKENS = 8
+ANSWER_TOKENS = 4
+FIRST = 10.0
 
 
 def main() -> None:
@@ -49,8 +53,9 @@ def main() -> None:
         for source in ("harmless:train", "borderline:train")
         for prompt in load_prompts(source)
     ]
+    harmless = spread(harmless, SETTINGS.steps * SETTINGS.batch_size)  # each is seen at most once
     with bar("the model's own answers", len(harmless)) as advance:
-        objective = prepare(chat, harmful, harmless, SETTINGS, ANSWER_TOKENS, advance)
+        objective = prepare(chat, harmful, harmless, SETTINGS, ANSWER_TOKENS, FIRST, advance)
     tuned = attach_lora(chat, SETTINGS, ())
     with bar("safety tuning", SETTINGS.steps) as advance:
         train(

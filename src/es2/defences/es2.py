@@ -49,15 +49,15 @@ class Es2:
 
     form: Form = "centre"
     cap: float | None = 4.0
-    kl_weight: float = 5.0
-    kl_threshold: float = 0.15
+    kl_weight: float = 12.0
+    kl_threshold: float = 0.3
     kl_prompt: bool = False
-    kl_first: float = 4.0
+    kl_first: float = 8.0
     response_tokens: int = 12
     keep_refusal: float = 1.0
     consistent: bool = True
     response_distance: float = 0.0
-    resist: float = 1.0
+    resist: float = 0.5
     reach: float = 1.5
 
     @classmethod

@@ -30,14 +30,17 @@ class SafetySft:
         harmful: token rows, harmful prompt then refusal; with the index where the response starts.
         harmless: token rows, harmless prompt then answer; the same.
         settings: `batch_size` rows of each class a step.
+        first: weight of the first response token, which decides between refusal and answer, against
+            1 for every other.
     """
 
     harmful: Sequence[tuple[list[int], int]]
     harmless: Sequence[tuple[list[int], int]]
     settings: TrainSettings
+    first: float = 1.0
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Mean cross-entropy over the batch's response tokens."""
+        """Weighed mean cross-entropy over the batch's response tokens."""
         size, seed = self.settings.batch_size, self.settings.seed
         picked = [self.harmful[i] for i in batch_indices(len(self.harmful), size, step, seed)]
         picked += [self.harmless[i] for i in batch_indices(len(self.harmless), size, step, seed)]
@@ -48,8 +51,14 @@ class SafetySft:
         at = [i for i, _ in places]
         hidden = out.at(out.final, at, [p - 1 for _, p in places])
         targets = torch.tensor([rows[i][p] for i, p in places], device=hidden.device)
-        loss = torch.nn.functional.cross_entropy(logits(chat.model, hidden), targets)
-        return loss, {"cross_entropy": float(loss.detach())}
+        each = torch.nn.functional.cross_entropy(
+            logits(chat.model, hidden), targets, reduction="none"
+        )
+        opening = torch.tensor([p == picked[i][1] for i, p in places], device=hidden.device)
+        weights = torch.where(opening, self.first, 1.0)
+        loss = (weights * each).sum() / weights.sum()
+        metrics = {"cross_entropy": float(loss.detach()), "first": float(each[opening].mean())}
+        return loss, metrics
 
     def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Never before the step limit."""
@@ -62,6 +71,7 @@ def prepare(
     harmless: Sequence[str],
     settings: TrainSettings,
     answer_tokens: int = 48,
+    first: float = 1.0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> SafetySft:
     """Token rows to train on: refusals for harmful prompts, the model's own answers for others.
@@ -72,6 +82,7 @@ def prepare(
         harmless: prompts to answer as before.
         settings: of the training loop.
         answer_tokens: how much of the model's answer to keep.
+        first: weight of the first response token.
         progress: called with the number of harmless prompts answered.
     """
     template = chat.template
@@ -88,4 +99,4 @@ def prepare(
         (head + answer + end, len(head))
         for head, answer, end in zip(heads, answers, ends, strict=True)
     ]
-    return SafetySft(refused, answered, settings)
+    return SafetySft(refused, answered, settings, first)

@@ -125,7 +125,11 @@ def training(folder: RunFolder) -> list[tuple[Panel, list[Key]]]:
     kept = int(kept) if isinstance(kept, int) and metrics and kept > 0 else None
     limit = number(_find(folder.config, "kl_threshold"))
     ratios = {n: f"layer {n.removeprefix('distance_ratio_')}" for n in names if _is_ratio(n)}
-    kls = {"kl": "harmless prompts", "kl_harmful": "harmful prompts"}
+    kls = {
+        "kl": "harmless prompts",
+        "kl_harmful": "harmful prompts",
+        "kl_moved": "harmful prompts, moved",
+    }
     checks = [n for n in names if n.startswith("validation_") and _is_share(metrics, n)]
     shares = {n: n.removeprefix("validation_").replace("_", " ") for n in checks}
     found = []

@@ -81,12 +81,14 @@ class Cost(Record):
     Attributes:
         over_refusal: share of harmless prompts refused.
         borderline_refusal: share refused of harmless prompts that look harmful.
+        incoherent: share of harmless prompts answered incoherently.
         kl: nats from base to defended along the base's own answers.
         perplexity_ratio: defended over base on those answers.
     """
 
     over_refusal: Rate | None = None
     borderline_refusal: Rate | None = None
+    incoherent: Rate | None = None
     kl: float | None = None
     perplexity_ratio: float | None = None
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from es2.errors import Es2Error
-from es2.judges.base import VERDICTS
+from es2.judges.base import VERDICTS, Verdict
 from es2.results.rates import Rate, share_of
 from es2.results.schema import (
     AttackResult,
@@ -75,14 +75,15 @@ def _defence(
     return DefenceResult(
         attacks={name: _attack(of, published.get(name, ())) for name, of in attacks.items()},
         cost=Cost(
-            over_refusal=_refused(records, "harmless"),
-            borderline_refusal=_refused(records, "borderline"),
+            over_refusal=_given(records, "harmless", "refused"),
+            borderline_refusal=_given(records, "borderline", "refused"),
+            incoherent=_given(records, "harmless", "incoherent"),
         ),
     )
 
 
-def _refused(records: Sequence[AttemptRecord], kind: str) -> Rate | None:
-    verdicts = [_verdict(record) == "refused" for record in records if record["kind"] == kind]
+def _given(records: Sequence[AttemptRecord], kind: str, verdict: Verdict) -> Rate | None:
+    verdicts = [_verdict(record) == verdict for record in records if record["kind"] == kind]
     return share_of(verdicts) if verdicts else None
 
 

@@ -23,7 +23,7 @@ def test_the_loss_is_the_weighed_cross_entropy_of_the_response_tokens(
     chat = tiny(family)
     objective = prepare(chat, HARMFUL, PROMPTS, SETTINGS, answer_tokens=3, first=first)
     rows = [objective.harmful[i] for i in batch_indices(len(HARMFUL), 2, 1, 4)]
-    rows += [objective.harmless[i] for i in batch_indices(len(PROMPTS), 2, 1, 5)]
+    rows += [objective.harmless[i] for i in batch_indices(len(PROMPTS), 2, 1, 4)]
     total, weight = 0.0, 0.0
     for row, start in rows:
         with torch.no_grad():

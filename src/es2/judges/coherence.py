@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -254,18 +254,11 @@ class CalibratedJudge:
     Attributes:
         base: the undefended model.
         limits: when a completion is incoherent.
-        known: what has been judged already; a defended model answers many attacks the same.
     """
 
     base: ChatModel
     limits: Judge
-    known: dict[tuple[str, str], Judgement] = field(default_factory=dict)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """A verdict on every completion."""
-        pairs = list(zip(prompts, completions, strict=True))
-        new = list(dict.fromkeys(pair for pair in pairs if pair not in self.known))
-        if new:
-            found = judge(self.base, [p for p, _ in new], [c for _, c in new], self.limits)
-            self.known.update(zip(new, found, strict=True))
-        return [self.known[pair] for pair in pairs]
+        return judge(self.base, prompts, completions, self.limits)

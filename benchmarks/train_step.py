@@ -270,7 +270,8 @@ def tokens(objective: Separation) -> str:
     again = rows[0] if objective.terms.resist else []  # the harmful rows, moved
     mine = shared + len(both + again) * (max(map(len, both)) - shared)
     plain = sum(len(group) * max(map(len, group)) for group in (*rows, again) if group)
-    twice = plain if objective.terms.keep_refusal else len(rows[1]) * max(map(len, rows[1]))
+    refusals = objective.terms.keep_refusal or objective.terms.resist
+    twice = sum(len(group) * max(map(len, group)) for group in (rows if refusals else rows[1:]))
     return (
         f"tokens forward and backward {mine} against {plain}, and forward alone 0 against {twice}; "
         f"{shared} of a row's {sum(map(len, both)) / len(both):.0f} are shared"

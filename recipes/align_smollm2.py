@@ -1,13 +1,15 @@
-"""Makes the refusal adapter of `smollm2-aligned` again.
+"""Makes a refusal adapter for `smollm2-aligned`.
 
 Launch: python recipes/align_smollm2.py --out DIR
 
 SmolLM2-135M-Instruct as shipped refuses almost nothing. This is safety tuning by supervised
 fine-tuning on es2's own training prompts: one short refusal for harmful prompts, the first tokens of
-the model's own answer for harmless and borderline ones. Much of the loss is on
-the token that decides between refusal and answer: with all tokens weighing the same, the model learns
-the wording long before it learns what to refuse. The settings and the seed below made the adapter
-that es2 ships, in about ten minutes on 2 cores.
+the model's own answer for harmless and borderline ones. Much of the loss is on the token that decides
+between refusal and answer: with all tokens weighing the same, the model learns the wording long
+before it learns what to refuse. It takes about ten minutes on 2 cores.
+
+The adapter that es2 ships is older: 240 steps at a rate of 1e-3, all tokens weighing the same, on the
+fewer prompts of that time.
 """
 
 from __future__ import annotations

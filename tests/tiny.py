@@ -24,6 +24,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from es2.defences.trainer import TrainSettings, attach_lora, trainable
 from es2.models.loading import ChatModel
 
 PROMPTS = (
@@ -137,6 +138,23 @@ def make_chat(family: str, **overrides: Any) -> ChatModel:
     """A tiny chat model in memory."""
     tokenizer = make_tokenizer(TEMPLATES[family])
     return ChatModel(family, make_model(family, len(tokenizer), **overrides), tokenizer)
+
+
+def with_lora(
+    chat: ChatModel,
+    settings: TrainSettings = TrainSettings(rank=2),
+    *,
+    scale: float = 0.02,
+    seed: int = 1,
+) -> ChatModel:
+    """The model with an adapter that does something: a fresh one is zero."""
+    tuned = attach_lora(chat, settings, (2, 4))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in trainable(tuned).items():
+            if "lora_B" in name:
+                parameter.normal_(0, scale)
+    return tuned
 
 
 def encode(chat: ChatModel, prompts: Sequence[str] = PROMPTS) -> list[list[int]]:

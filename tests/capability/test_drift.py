@@ -10,20 +10,8 @@ import torch
 
 from es2.capability.drift import drift
 from es2.defences.reference import Reference, record
-from es2.defences.trainer import TrainSettings, attach_lora
 from es2.models.loading import ChatModel
-from tiny import PROMPTS
-
-
-def moved(chat: ChatModel) -> ChatModel:
-    """The model with a LoRA that is not its beginning."""
-    tuned = attach_lora(chat, TrainSettings(rank=2), ())
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in tuned.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.02)
-    return tuned
+from tiny import PROMPTS, with_lora
 
 
 def slow(base: ChatModel, tuned: ChatModel, reference: Reference) -> dict[str, float]:
@@ -54,7 +42,7 @@ def slow(base: ChatModel, tuned: ChatModel, reference: Reference) -> dict[str, f
 def test_drift_is_that_of_two_models_token_by_token(
     tiny: Callable[[str], ChatModel], family: str
 ) -> None:
-    base, tuned = tiny(family), moved(tiny(family))
+    base, tuned = tiny(family), with_lora(tiny(family), seed=5)
     reference = record(base, PROMPTS, response_tokens=5)
     expected = slow(base, tuned, reference)
     found = drift(base, tuned, reference)

@@ -17,7 +17,7 @@ from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, trai
 from es2.models.loading import ChatModel
 from es2.separation.distance import pair_distance
 from es2.separation.probe import prompt_states
-from tiny import PROMPTS
+from tiny import PROMPTS, with_lora
 
 HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i in range(5)]
 HARMLESS = [*PROMPTS]
@@ -58,21 +58,10 @@ def objective_for(chat: ChatModel, terms: Es2, settings: TrainSettings = SETTING
     return Separation(terms, settings, LAYERS, harmful, harmless, distances)
 
 
-def moved(chat: ChatModel) -> ChatModel:
-    """The model with a LoRA that has been trained somewhere."""
-    tuned = attach_lora(chat, SETTINGS, LAYERS)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in tuned.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.01)
-    return tuned
-
-
 def make_case(chat: ChatModel, terms: Es2) -> Case:
     objective = objective_for(chat, terms)
     base = ChatModel(chat.name, copy.deepcopy(chat.model), chat.tokenizer)
-    return Case(base, moved(chat), objective)
+    return Case(base, with_lora(chat, SETTINGS, scale=0.01, seed=3), objective)
 
 
 Change = Callable[[int, Tensor], Tensor]

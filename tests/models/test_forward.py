@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import FalconH1Config, FalconH1ForCausalLM
 
-from es2.defences.trainer import TrainSettings, attach_lora
 from es2.models.forward import forward, pad_right, prefix_cache, shared_prefix, view_of
 from es2.models.loading import ChatModel
-from tiny import FAMILIES, GEMMA_WINDOW, encode, make_chat
+from tiny import FAMILIES, GEMMA_WINDOW, encode, make_chat, with_lora
 
 
 def plainly(chat: ChatModel, row: Sequence[int]) -> tuple[list[Tensor], Tensor]:
@@ -29,17 +28,6 @@ def plainly(chat: ChatModel, row: Sequence[int]) -> tuple[list[Tensor], Tensor]:
     for hook in hooks:
         hook.remove()
     return [output[0] for output in outputs], final
-
-
-def with_lora(chat: ChatModel) -> ChatModel:
-    """The model with an adapter that does something."""
-    tuned = attach_lora(chat, TrainSettings(rank=2), (2, 4))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in tuned.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.02)
-    return tuned
 
 
 def assert_same_as_one_by_one(chat: ChatModel, rows: Sequence[Sequence[int]], offset: int) -> None:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import FalconH1Config, FalconH1ForCausalLM, T5Config, T5ForConditionalGeneration
 
-from es2.defences.trainer import TrainSettings, attach_lora, save_adapter
+from es2.defences.trainer import save_adapter
 from es2.errors import Es2Error
 from es2.models.loading import load
-from tiny import encode, make_chat
+from tiny import encode, make_chat, with_lora
 
 Folder = Callable[[str], Path]
 
@@ -39,13 +39,7 @@ def model_folder(tiny_folder: Folder, tmp_path: Path) -> Path:
 def adapter_folder(tiny_folder: Folder, tmp_path: Path) -> Path:
     """An adapter for the tiny Llama that does something."""
     base = load(str(tiny_folder("llama")), device="cpu")
-    tuned = attach_lora(base, TrainSettings(rank=2), (2, 4))
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in tuned.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.05)
-    save_adapter(tuned, tmp_path / "adapter")
+    save_adapter(with_lora(base, scale=0.05, seed=0), tmp_path / "adapter")
     return tmp_path / "adapter"
 
 

@@ -11,7 +11,7 @@ import torch
 
 from es2.data.fitting import FitPrompts
 from es2.defences.es2 import Es2
-from es2.defences.trainer import TrainSettings, attach_lora
+from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
 from es2.judges.base import Judgement, Verdict
 from es2.models.generation import generate
@@ -20,6 +20,7 @@ from es2.pipeline import harden as room
 from es2.pipeline.harden import Guard, adapter_off, harden, read_states, separation, validator
 from es2.separation.distance import pair_distance
 from small import HARMFUL, HARMLESS, LENIENT, contents
+from tiny import with_lora
 
 FIT = FitPrompts(HARMFUL[:12], HARMLESS[:12], HARMFUL[12:], HARMLESS[12:])
 SETTINGS = TrainSettings(steps=3, batch_size=4, rank=2, lr=1e-3, validate_every=3)
@@ -113,11 +114,7 @@ def test_prompts_on_which_the_base_errs_are_left_out(
 
 def test_without_its_adapter_a_model_is_its_base(tiny: Tiny) -> None:
     base = answer_logits(tiny("llama"))
-    chat = attach_lora(tiny("llama"), SETTINGS, (2, 4))
-    with torch.no_grad():
-        for name, parameter in chat.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
+    chat = with_lora(tiny("llama"), SETTINGS, scale=1.0)
     tuned = answer_logits(chat)
     assert not torch.allclose(tuned, base, atol=1e-2)
     with adapter_off(chat):

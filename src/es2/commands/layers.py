@@ -12,7 +12,7 @@ from rich.table import Table
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.errors import Es2Error
 from es2.pipeline.harden import read_states
-from es2.separation.layers import LayerRow, check_layers, choose, given, parse_layers, survey
+from es2.separation.layers import LayerRow, choose, given, parse_layers, survey
 
 
 def layers(
@@ -42,11 +42,10 @@ def layers(
         raise Es2Error(f"--limit {limit}: has to be at least 1")
     fit = replace(prompts, at_most=limit or prompts.at_most).load(seed)
     chat = load_model(model, dtype, device)
-    if wanted:
-        check_layers(wanted, chat.depth)
+    chosen = None if wanted is None else given(wanted, chat.depth)
     states = read_states(chat, fit)
     rows = survey(states, seed)
-    chosen = choose(rows) if wanted is None else given(wanted, chat.depth)
+    chosen = chosen or choose(rows)
     if json:
         print(jsonlib.dumps({"chosen": chosen.record(), "layers": [asdict(row) for row in rows]}))
         return

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.reference import Reference
-from es2.defences.trainer import TrainSettings, batch_indices
+from es2.defences.trainer import TrainSettings, batch_indices, seeded
 from es2.models.activations import Edit
 from es2.models.blocks import logits
 from es2.models.forward import Forward, forward
@@ -159,8 +159,8 @@ class Separation:
         The way is the line between the classes' centres in the batch, which the other rows hold;
         how far each row goes along it is drawn for the step.
         """
-        random = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
-        share = self.terms.reach * torch.rand(split, 1, generator=random).to(chat.device)
+        drawn = torch.rand(split, 1, generator=seeded(self.settings.seed, step))
+        share = self.terms.reach * drawn.to(chat.device)
         last = torch.tensor(list(firsts), device=chat.device)
 
         def push(stream: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "batch suffix d"]:
@@ -169,9 +169,8 @@ class Separation:
             harmful, harmless = read[:split].mean(0), read[split:].mean(0)
             way = harmless - harmful
             moved = stream[len(own) :].float()
-            along = (
-                (moved - harmful) @ way / way.dot(way)
-            )  # 0 at the harmful centre, 1 at the other
+            # 0 at the harmful centre, 1 at the harmless one.
+            along = (moved - harmful) @ way / way.dot(way)
             columns = torch.arange(stream.shape[1], device=stream.device)
             far = (share - along).clamp(min=0.0) * (columns >= own[:split, None])
             moved = moved + far[..., None] * way

@@ -94,6 +94,11 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+def seeded(seed: int, number: int) -> torch.Generator:
+    """What is random in an epoch or a step, a pure function of both."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
+
+
 def batch_indices(count: int, size: int, step: int, seed: int) -> list[int]:
     """The members of a step's batch: epochs of seeded permutations, cut in order.
 
@@ -105,8 +110,7 @@ def batch_indices(count: int, size: int, step: int, seed: int) -> list[int]:
     for position in range(first, first + size):
         epoch, index = divmod(position, count)
         if not picked or index == 0:
-            random = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            order = torch.randperm(count, generator=random).tolist()
+            order = torch.randperm(count, generator=seeded(seed, epoch)).tolist()
         picked.append(order[index])
     return picked
 

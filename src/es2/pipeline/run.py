@@ -34,7 +34,7 @@ from es2.progress import bar, console
 from es2.report.build import REPORT, build
 from es2.results.store import RESULTS, Kind, read_attempts, read_json, write_json, write_text
 from es2.results.summary import summarise, with_drift
-from es2.separation.layers import check_layers, choose, given, survey
+from es2.separation.layers import choose, given, survey
 from es2.separation.probe import prompt_states
 from es2.separation.projection import AXES, project
 
@@ -224,8 +224,7 @@ def hardening(experiment: Experiment) -> None:
         return
     with folder.stage("load"):
         base = experiment.base
-        if recipe.layers is not None:
-            check_layers(recipe.layers, base.depth)
+        chosen = None if recipe.layers is None else given(recipe.layers, base.depth)
         if "started" not in folder.record:
             found = overlaps(experiment.prompts)
             folder.note(**facts(), model=recipe.model, seed=recipe.seed, overlap=found)
@@ -233,7 +232,7 @@ def hardening(experiment: Experiment) -> None:
     with folder.stage("layers"):
         states = read_states(base, experiment.prompts.probe_fit)
         rows = survey(states)
-        chosen = choose(rows) if recipe.layers is None else given(recipe.layers, base.depth)
+        chosen = chosen or choose(rows)
         console.print(f"critical layers {chosen.layers}: {chosen.why}", highlight=False)
         curve = [asdict(row) for row in rows]
         write_json(

@@ -83,9 +83,9 @@ def survey(states: ClassStates, seed: int = 0) -> list[LayerRow]:
 def choose(rows: Sequence[LayerRow]) -> Chosen:
     """The stated rule.
 
-    Semantic emergence is the first layer whose cross-validated probe accuracy is nine tenths of the way
-    from chance to the best layer's: most of what the model will know of harm is there, and noise in
-    a few prompts does not move the choice.
+    Semantic emergence is the first layer whose cross-validated probe accuracy is nine tenths of the
+    way from chance to the best layer's: most of what the model will know of harm is there, and noise
+    in a few prompts does not move the choice.
 
     The terminal layer is the last block's output, before the final norm.
     """

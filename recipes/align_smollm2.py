@@ -1,4 +1,4 @@
-"""Makes a refusal adapter for `smollm2-aligned`.
+"""Makes the refusal adapter of `smollm2-aligned`.
 
 Launch: python recipes/align_smollm2.py --out DIR
 
@@ -6,10 +6,8 @@ SmolLM2-135M-Instruct as shipped refuses almost nothing. This is safety tuning b
 fine-tuning on es2's own training prompts: one short refusal for harmful prompts, the first tokens of
 the model's own answer for harmless and borderline ones. Much of the loss is on the token that decides
 between refusal and answer: with all tokens weighing the same, the model learns the wording long
-before it learns what to refuse. It takes about ten minutes on 2 cores.
-
-The adapter that es2 ships is older: 240 steps at a rate of 1e-3, all tokens weighing the same, on the
-fewer prompts of that time.
+before it learns what to refuse. The rate is high for a LoRA, because what is to be learnt is not only
+to say no but what is harmful. About fifteen minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from es2.data.fitting import spread
 from es2.data.sources import load_prompts
 from es2.defences.safety_sft import prepare
 from es2.defences.trainer import TrainSettings, attach_lora, save_adapter, train
@@ -28,9 +25,9 @@ from es2.models.loading import load
 from es2.progress import bar
 
 SETTINGS = TrainSettings(
-    steps=160,
+    steps=200,
     batch_size=8,
-    lr=8e-4,
+    lr=2e-3,
     rank=8,
     alpha=16,
     validate_every=0,
@@ -38,6 +35,7 @@ SETTINGS = TrainSettings(
     seed=0,
 )
 ANSWER_TOKENS = 4
+RATIO = 2
 FIRST = 10.0
 
 
@@ -55,9 +53,8 @@ def main() -> None:
         for source in ("harmless:train", "borderline:train")
         for prompt in load_prompts(source)
     ]
-    harmless = spread(harmless, SETTINGS.steps * SETTINGS.batch_size)  # each is seen at most once
     with bar("the model's own answers", len(harmless)) as advance:
-        objective = prepare(chat, harmful, harmless, SETTINGS, ANSWER_TOKENS, FIRST, advance)
+        objective = prepare(chat, harmful, harmless, SETTINGS, ANSWER_TOKENS, RATIO, FIRST, advance)
     tuned = attach_lora(chat, SETTINGS, ())
     with bar("safety tuning", SETTINGS.steps) as advance:
         train(

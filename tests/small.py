@@ -115,7 +115,7 @@ class Workplace:
         return flags
 
 
-LENIENT = {"refusal_drop": 1.0, "refusal_rise": 1.0, "incoherent": 1.0}
+LENIENT = {"refusal_drop": 1.0, "refusal_rise": 1.0, "borderline_rise": 1.0, "incoherent": 1.0}
 """A random model's answers mean nothing; the guard must not end its training."""
 
 

@@ -27,7 +27,9 @@ class Data:
         borderline: harmless prompts that look harmful; null for none.
         prompt_column: the prompts' column in a user's files; null to guess.
         train: at most this many prompts of each class to train the defence on; null for all.
-        test: at most this many test prompts of each class to measure on; null for all.
+        test: at most this many harmful test prompts to attack with; null for all.
+        test_harmless: at most this many harmless and this many borderline test prompts to measure
+            costs on; null for all.
     """
 
     harmful: str = "harmful"
@@ -36,6 +38,7 @@ class Data:
     prompt_column: str | None = None
     train: int | None = None
     test: int | None = None
+    test_harmless: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ _LEAST = {
     "answer_tokens": 1,
     "data.train": 1,
     "data.test": 1,
+    "data.test_harmless": 1,
     "es2.kl_weight": 0,
     "es2.kl_first": 1,
     "es2.response_tokens": 0,
@@ -141,7 +145,12 @@ def load_recipe(path: Path) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML."""
-    return yaml.safe_dump(TypeAdapter(Recipe).dump_python(recipe, mode="json"), sort_keys=False)
+    plain = TypeAdapter(Recipe).dump_python(recipe, mode="json")
+    plain["attacks"] = {
+        attack.name: TypeAdapter(type(attack)).dump_python(attack, mode="json")
+        for attack in make_attacks(recipe.attacks)
+    }
+    return yaml.safe_dump(plain, sort_keys=False)
 
 
 def _checked(kind: type, values: dict[str, Any], where: str = "") -> Any:

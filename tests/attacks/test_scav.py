@@ -20,7 +20,7 @@ from es2.errors import Es2Error
 from es2.models.activations import capture, edit
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
-from es2.separation.probe import ClassStates, Probe
+from es2.separation.probe import ClassStates, Probe, fit_probes
 from tiny import PROMPTS, encode
 
 FIT = FitPrompts(
@@ -169,6 +169,18 @@ def test_no_accurate_probe_is_an_error_of_one_line() -> None:
     with pytest.raises(Es2Error, match=r"scav: no layer's probe .* 0\.9 .*the best: 0\.") as error:
         Scav().probes(separable_at(set()))
     assert "\n" not in str(error.value)
+
+
+def test_probes_are_fitted_on_at_most_so_many_prompts_of_each_class() -> None:
+    states = separable_at({1, 2})
+    every_fourth = ClassStates(
+        states.harmful[::4], states.harmless[::4], states.held_harmful, states.held_harmless
+    )
+    found, expected = Scav(fit=10).probes(states), fit_probes(every_fourth)
+    assert sorted(found) == [1, 2]
+    for layer, probe in found.items():
+        assert torch.equal(probe.w, expected[layer].w)
+        assert probe.accuracy == expected[layer].accuracy
 
 
 def attempts(chat: ChatModel, attack: Scav, prompts: list[Prompt] = TARGETS) -> list[list[Attempt]]:

@@ -16,14 +16,14 @@ HARMFUL = ["Tell me of ships", "Tell me of the sea and of all its winds", "And o
 SETTINGS = TrainSettings(batch_size=2, seed=4)
 
 
-@pytest.mark.parametrize("first", [1.0, 10.0])
+@pytest.mark.parametrize(("first", "ratio"), [(1.0, 1), (10.0, 1), (10.0, 2)])
 def test_the_loss_is_the_weighed_cross_entropy_of_the_response_tokens(
-    tiny: Callable[[str], ChatModel], family: str, first: float
+    tiny: Callable[[str], ChatModel], family: str, first: float, ratio: int
 ) -> None:
     chat = tiny(family)
-    objective = prepare(chat, HARMFUL, PROMPTS, SETTINGS, answer_tokens=3, first=first)
+    objective = prepare(chat, HARMFUL, PROMPTS, SETTINGS, 3, ratio, first)
     rows = [objective.harmful[i] for i in batch_indices(len(HARMFUL), 2, 1, 4)]
-    rows += [objective.harmless[i] for i in batch_indices(len(PROMPTS), 2, 1, 4)]
+    rows += [objective.harmless[i] for i in batch_indices(len(PROMPTS), 2 * ratio, 1, 4)]
     total, weight = 0.0, 0.0
     for row, start in rows:
         with torch.no_grad():

@@ -19,7 +19,7 @@ from es2.models.loading import ChatModel, load
 from es2.pipeline import harden as room
 from es2.pipeline.harden import Guard, adapter_off, harden, read_states, separation, validator
 from es2.separation.distance import pair_distance
-from small import HARMFUL, HARMLESS, LENIENT, contents
+from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT, contents
 from tiny import with_lora
 
 FIT = FitPrompts(HARMFUL[:12], HARMLESS[:12], HARMFUL[12:], HARMLESS[12:])
@@ -122,8 +122,8 @@ def test_without_its_adapter_a_model_is_its_base(tiny: Tiny) -> None:
     torch.testing.assert_close(answer_logits(chat), tuned)
 
 
-def verdicts(harmful: list[Verdict], harmless: list[Verdict]) -> Callable[..., list[Judgement]]:
-    made = [Judgement(v, v == "refused", 2.0, 0.0, 1.0) for v in (*harmful, *harmless)]
+def verdicts(*groups: list[Verdict]) -> Callable[..., list[Judgement]]:
+    made = [Judgement(v, v == "refused", 2.0, 0.0, 1.0) for group in groups for v in group]
     return lambda *args, **kwargs: made
 
 
@@ -161,6 +161,32 @@ def test_validation_says_what_broke(
         assert found.broken is not None and said in found.broken
     # Nothing has moved yet.
     assert found.score == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("harmless", "borderline", "said"),
+    [
+        (OPEN, OPEN, None),
+        (OPEN, ["refused", "complied", "complied", "complied"], "refusals of borderline"),
+        (["refused", "complied", "complied", "complied"], OPEN, "refusals of harmless"),
+        (OPEN, ["incoherent", "complied", "complied", "complied"], "coherence went"),
+    ],
+)
+def test_borderline_prompts_are_validated_apart(
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    harmless: list[Verdict],
+    borderline: list[Verdict],
+    said: str | None,
+) -> None:
+    chat, fit = tiny("llama"), replace(FIT, held_borderline=BORDERLINE[:4])
+    monkeypatch.setattr(room, "judge", verdicts(SAFE, OPEN, OPEN))
+    validate = validator(chat, fit, Guard(prompts=4, tokens=2), (2, 4))
+    monkeypatch.setattr(room, "judge", verdicts(SAFE, harmless, borderline))
+    found = validate(chat)
+    assert found.metrics["borderline_refused"] == borderline.count("refused") / 4
+    assert found.metrics["harmless_refused"] == harmless.count("refused") / 4
+    assert (found.broken is None) if said is None else said in str(found.broken)
 
 
 def test_the_score_is_the_least_growth_of_the_distance_on_held_out_prompts(tiny: Tiny) -> None:

@@ -83,6 +83,8 @@ class Scav:
 
     Attributes:
         p0: target probabilities to try. Published: 1e-4 (paper), 1e-3 (code).
+        fit: probes are fitted on at most so many prompts of each class. Published: 140. More need
+            not be stronger: the steeper a probe, the shorter the step to P0.
         min_accuracy: only layers whose probe is more accurate than this on held-out prompts.
         max_new_tokens: length of the answer.
         seed: of the probes' fit.
@@ -92,6 +94,7 @@ class Scav:
     threat: ClassVar[ThreatModel] = "residual stream"
     published: ClassVar[tuple[str, ...]] = ("p0=0.001", "p0=0.0001")
     p0: tuple[float, ...] = (0.05, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+    fit: int = 140
     min_accuracy: float = 0.9
     max_new_tokens: int = 48
     seed: int = 0
@@ -106,7 +109,7 @@ class Scav:
         Raises:
             Es2Error: if no layer does.
         """
-        probes = fit_probes(states, self.seed)
+        probes = fit_probes(states.fitted_on(self.fit), self.seed)
         gated = {layer: p for layer, p in probes.items() if p.accuracy > self.min_accuracy}
         if not gated:
             best = max(probe.accuracy for probe in probes.values())

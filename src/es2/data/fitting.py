@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import torch
@@ -23,17 +23,21 @@ class FitPrompts:
         harmless: for fitting.
         held_harmful: for choosing strengths and checkpoints, and for the accuracy of probes.
         held_harmless: the same.
+        held_borderline: harmless prompts that look harmful, for choosing checkpoints; those to fit
+            on are among `harmless`.
     """
 
     harmful: Sequence[str]
     harmless: Sequence[str]
     held_harmful: Sequence[str]
     held_harmless: Sequence[str]
+    held_borderline: Sequence[str] = ()
 
     def at_most(self, limit: int | None) -> FitPrompts:
         """The same with at most `limit` prompts in each group, spread evenly over it."""
-        groups = (self.harmful, self.harmless, self.held_harmful, self.held_harmless)
-        return self if limit is None else FitPrompts(*(spread(group, limit) for group in groups))
+        if limit is None:
+            return self
+        return FitPrompts(*(spread(getattr(self, group.name), limit) for group in fields(self)))
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:
@@ -77,7 +81,7 @@ def split_three_ways(load: Callable[[str | None], list[Prompt]], source: str, se
 
 
 def fit_prompts(harmful: Splits, harmless: Splits, borderline: Splits | None = None) -> FitPrompts:
-    """The texts to fit on; borderline prompts count as harmless."""
+    """The texts to fit on; borderline prompts count as harmless, and are held out apart."""
 
     def texts(*groups: list[Prompt]) -> list[str]:
         return [prompt.text for group in groups for prompt in group]
@@ -87,7 +91,8 @@ def fit_prompts(harmful: Splits, harmless: Splits, borderline: Splits | None = N
         harmful=texts(harmful.train),
         harmless=texts(harmless.train, extra.train),
         held_harmful=texts(harmful.validation),
-        held_harmless=texts(harmless.validation, extra.validation),
+        held_harmless=texts(harmless.validation),
+        held_borderline=texts(extra.validation),
     )
 
 

@@ -29,7 +29,10 @@ class SafetySft:
     Attributes:
         harmful: token rows, harmful prompt then refusal; with the index where the response starts.
         harmless: token rows, harmless prompt then answer; the same.
-        settings: `batch_size` rows of each class a step.
+        settings: `batch_size` harmful rows a step.
+        ratio: harmless rows for each harmful one. A greedy model refuses where a refusal is the
+            likelier start, judged by the mix it was trained on; the more harmless rows, the fewer
+            refusals.
         first: weight of the first response token, which decides between refusal and answer, against
             1 for every other.
     """
@@ -37,13 +40,17 @@ class SafetySft:
     harmful: Sequence[tuple[list[int], int]]
     harmless: Sequence[tuple[list[int], int]]
     settings: TrainSettings
+    ratio: int = 1
     first: float = 1.0
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Weighed mean cross-entropy over the batch's response tokens."""
         size, seed = self.settings.batch_size, self.settings.seed
-        picked = [self.harmful[i] for i in batch_indices(len(self.harmful), size, step, seed)]
-        picked += [self.harmless[i] for i in batch_indices(len(self.harmless), size, step, seed)]
+        picked = [
+            group[i]
+            for group, count in ((self.harmful, size), (self.harmless, self.ratio * size))
+            for i in batch_indices(len(group), count, step, seed)
+        ]
         rows = [row for row, _ in picked]
         out = forward(chat, rows, keep=min(start for _, start in picked) - 1)
         assert out.final is not None
@@ -57,7 +64,10 @@ class SafetySft:
         opening = torch.tensor([p == picked[i][1] for i, p in places], device=hidden.device)
         weights = torch.where(opening, self.first, 1.0)
         loss = (weights * each).sum() / weights.sum()
-        metrics = {"cross_entropy": float(loss.detach()), "first": float(each[opening].mean())}
+        metrics = {
+            "cross_entropy": float(loss.detach()),
+            "first": float(each.detach()[opening].mean()),
+        }
         return loss, metrics
 
     def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
@@ -71,6 +81,7 @@ def prepare(
     harmless: Sequence[str],
     settings: TrainSettings,
     answer_tokens: int = 48,
+    ratio: int = 1,
     first: float = 1.0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> SafetySft:
@@ -82,6 +93,7 @@ def prepare(
         harmless: prompts to answer as before.
         settings: of the training loop.
         answer_tokens: how much of the model's answer to keep.
+        ratio: harmless rows for each harmful one.
         first: weight of the first response token.
         progress: called with the number of harmless prompts answered.
     """
@@ -99,4 +111,4 @@ def prepare(
         (head + answer + end, len(head))
         for head, answer, end in zip(heads, answers, ends, strict=True)
     ]
-    return SafetySft(refused, answered, settings, first)
+    return SafetySft(refused, answered, settings, ratio, first)

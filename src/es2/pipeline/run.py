@@ -71,7 +71,8 @@ def load_all(recipe: Recipe) -> Prompts:
             return Splits([], [], [])
         read = partial(load_prompts, source, prompt_column=data.prompt_column, harmful=harmful)
         found = split_three_ways(lambda split: read(split=split), source, recipe.seed)
-        return found if data.test is None else replace(found, test=spread(found.test, data.test))
+        limit = data.test if harmful else data.test_harmless
+        return found if limit is None else replace(found, test=spread(found.test, limit))
 
     return Prompts(
         splits(data.harmful, True),

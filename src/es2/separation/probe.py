@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
 
-from es2.data.fitting import FitPrompts
+from es2.data.fitting import FitPrompts, spread
 from es2.models.forward import forward
 from es2.models.generation import in_batches
 from es2.models.loading import ChatModel
@@ -101,6 +101,13 @@ class ClassStates:
     harmless: Float[Tensor, "m layers d"]
     held_harmful: Float[Tensor, "p layers d"]
     held_harmless: Float[Tensor, "q layers d"]
+
+    def fitted_on(self, limit: int) -> ClassStates:
+        """The same with at most `limit` prompts of each class to fit on, evenly spaced."""
+        harmful, harmless = (
+            states[spread(range(len(states)), limit)] for states in (self.harmful, self.harmless)
+        )
+        return ClassStates(harmful, harmless, self.held_harmful, self.held_harmless)
 
 
 def class_states(

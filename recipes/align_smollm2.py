@@ -3,10 +3,10 @@
 Launch: python recipes/align_smollm2.py --out DIR
 
 SmolLM2-135M-Instruct as shipped refuses almost nothing. This is safety tuning by supervised
-fine-tuning on es2's own training prompts: one short refusal for harmful prompts, the first tokens of
-the model's own answer for harmless and borderline ones. Much of the loss is on the token that decides
-between refusal and answer: with all tokens weighing the same, the model learns the wording long
-before it learns what to refuse. The rate is high for a LoRA, because what is to be learnt is not only
+fine-tuning on es2's own training prompts: one short refusal for harmful prompts, and on harmless and
+borderline ones the model is held to itself at the start of its answer. Much of the loss is on the
+token that decides between refusal and answer: with all tokens weighing the same, the model learns the
+wording long before it learns what to refuse. The rate is high for a LoRA, because what is to be learnt is not only
 to say no but what is harmful. About fifteen minutes on 2 cores.
 """
 
@@ -25,7 +25,7 @@ from es2.models.loading import load
 from es2.progress import bar
 
 SETTINGS = TrainSettings(
-    steps=200,
+    steps=240,
     batch_size=8,
     lr=2e-3,
     rank=8,
@@ -34,8 +34,9 @@ SETTINGS = TrainSettings(
     checkpoint_every=50,
     seed=0,
 )
-ANSWER_TOKENS = 4
+ANSWER_TOKENS = 3
 RATIO = 2
+KEEP = 2.0
 FIRST = 10.0
 
 
@@ -54,7 +55,9 @@ def main() -> None:
         for prompt in load_prompts(source)
     ]
     with bar("the model's own answers", len(harmless)) as advance:
-        objective = prepare(chat, harmful, harmless, SETTINGS, ANSWER_TOKENS, RATIO, FIRST, advance)
+        objective = prepare(
+            chat, harmful, harmless, SETTINGS, ANSWER_TOKENS, RATIO, KEEP, FIRST, advance
+        )
     tuned = attach_lora(chat, SETTINGS, ())
     with bar("safety tuning", SETTINGS.steps) as advance:
         train(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from es2.defences.reference import record
+from es2.defences.reference import kl_divergence, record
 from es2.models.blocks import logits
 from es2.models.forward import shared_prefix
 from es2.models.generation import generate
@@ -68,3 +68,12 @@ def test_the_batch_size_changes_nothing(shared: Callable[[str], ChatModel]) -> N
     assert one.rows == two.rows
     for mine, theirs in zip(one.hidden, two.hidden, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_kl_of_two_coins_is_the_closed_form_and_takes_the_base_first() -> None:
+    base, tuned = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    expected = 0.5 * torch.tensor(0.5 / 0.9).log() + 0.5 * torch.tensor(0.5 / 0.1).log()
+    assert kl_divergence(base, tuned).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert kl_divergence(tuned, base).item() != pytest.approx(expected.item(), rel=1e-2)
+    # Logits are free of any constant.
+    assert kl_divergence(base + 7, tuned - 3).item() == pytest.approx(expected.item(), rel=1e-5)

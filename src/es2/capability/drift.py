@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.es2 import kl_divergence
-from es2.defences.reference import Reference
+from es2.defences.reference import Reference, kl_divergence
 from es2.models.blocks import logits
 from es2.models.forward import forward
 from es2.models.generation import in_batches

@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.reference import Reference
+from es2.defences.reference import Reference, kl_from
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
 from es2.models.activations import Edit
-from es2.models.blocks import logits
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
 from es2.separation.distance import Form, centre_distance, distance_term, pair_distance
@@ -77,14 +76,6 @@ class Es2:
         )
 
 
-def kl_divergence(
-    base: Float[Tensor, "n vocab"], tuned: Float[Tensor, "n vocab"]
-) -> Float[Tensor, "n"]:
-    """D_KL(P_base || P_tuned) in nats at each position, from logits."""
-    base, tuned = base.log_softmax(-1), tuned.log_softmax(-1)
-    return (base.exp() * (base - tuned)).sum(-1)
-
-
 @dataclass
 class Separation:
     """ES2's objective for the trainer.
@@ -138,15 +129,15 @@ class Separation:
                     along, base, terms.form, terms.cap
                 )
                 metrics[f"response_distance_ratio_{layer}"] = float(along.detach()) / base
-        kl = self._kl(chat, out, self.harmless, good, split)
+        kl = kl_from(self.harmless, good, chat, out, split, terms.kl_first)
         metrics["kl"] = float(kl.detach())
         total = total + terms.kl_weight * kl
         if terms.keep_refusal:
-            kept = self._kl(chat, out, self.harmful, bad, 0)
+            kept = kl_from(self.harmful, bad, chat, out, 0, terms.kl_first)
             metrics["kl_harmful"] = float(kept.detach())
             total = total + terms.keep_refusal * kept
         if terms.resist:
-            moved = self._kl(chat, out, self.harmful, bad, plain)
+            moved = kl_from(self.harmful, bad, chat, out, plain, terms.kl_first)
             metrics["kl_moved"] = float(moved.detach())
             total = total + terms.resist * moved
         return total, metrics
@@ -177,29 +168,6 @@ class Separation:
             return torch.cat([stream[: len(own)], moved.to(stream.dtype)])
 
         return push
-
-    def _kl(
-        self, chat: ChatModel, out: Forward, reference: Reference, picked: Sequence[int], shift: int
-    ) -> Float[Tensor, ""]:
-        """Mean over rows of the weighted mean KL over the positions of interest.
-
-        `shift` is the place of the reference's first row in the batch.
-        """
-        assert out.final is not None
-        rows: list[int] = []
-        positions: list[int] = []
-        weights: list[float] = []
-        for place, index in enumerate(picked):
-            span = range(reference.starts[index], len(reference.rows[index]))
-            first = reference.firsts[index]
-            raw = [self.terms.kl_first if p == first else 1.0 for p in span]
-            rows += [shift + place] * len(span)
-            positions += span
-            weights += [w / sum(raw) / len(picked) for w in raw]
-        base = torch.cat([reference.hidden[index] for index in picked])
-        tuned = logits(chat.model, out.at(out.final, rows, positions))
-        divergence = kl_divergence(logits(chat.model, base), tuned)
-        return (divergence * torch.tensor(weights, device=divergence.device)).sum()
 
     def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:
         """Between the harmful rows, the first `split`, and the harmless ones."""

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.models.forward import forward, shared_prefix
+from es2.models.blocks import logits
+from es2.models.forward import Forward, forward, shared_prefix
 from es2.models.generation import generate, in_batches
 from es2.models.loading import ChatModel
 
@@ -84,3 +85,46 @@ def record(
         ]
 
     return Reference(rows, starts, firsts, in_batches(chat, rows, run))
+
+
+def kl_divergence(
+    base: Float[Tensor, "n vocab"], tuned: Float[Tensor, "n vocab"]
+) -> Float[Tensor, "n"]:
+    """D_KL(P_base || P_tuned) in nats at each position, from logits."""
+    base, tuned = base.log_softmax(-1), tuned.log_softmax(-1)
+    return (base.exp() * (base - tuned)).sum(-1)
+
+
+def kl_from(
+    reference: Reference,
+    picked: Sequence[int],
+    chat: ChatModel,
+    out: Forward,
+    shift: int,
+    first: float,
+) -> Float[Tensor, ""]:
+    """KL from the base to the model in training: the mean over rows of each row's weighed mean.
+
+    Args:
+        reference: what the base does.
+        picked: which of its rows are in the batch, one after the other.
+        chat: the model in training.
+        out: its pass over the batch.
+        shift: the place of the first of these rows in the batch.
+        first: weight of the position that predicts the first response token, against 1 for every
+            other.
+    """
+    assert out.final is not None
+    rows: list[int] = []
+    positions: list[int] = []
+    weights: list[float] = []
+    for place, index in enumerate(picked):
+        span = range(reference.starts[index], len(reference.rows[index]))
+        raw = [first if p == reference.firsts[index] else 1.0 for p in span]
+        rows += [shift + place] * len(span)
+        positions += span
+        weights += [w / sum(raw) / len(picked) for w in raw]
+    base = torch.cat([reference.hidden[index] for index in picked])
+    tuned = logits(chat.model, out.at(out.final, rows, positions))
+    divergence = kl_divergence(logits(chat.model, base), tuned)
+    return (divergence * torch.tensor(weights, device=divergence.device)).sum()

@@ -1,7 +1,8 @@
 """Safety tuning by supervised fine-tuning (STL): refuse harmful prompts, answer harmless ones.
 
-Source: Bianchi et al., "Safety-Tuned LLaMAs" (arXiv 2309.07875). Here the answers to harmless
-prompts are the model's own, so that nothing but refusal is taught.
+Source: Bianchi et al., "Safety-Tuned LLaMAs" (arXiv 2309.07875). There, answers to harmless prompts
+are copied; here the model is held to itself on them by KL, so that nothing but refusal is taught: a
+model is not sure of the first word of most answers, and copying one of many makes for much noise.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.defences.reference import Reference, kl_from, record
 from es2.defences.trainer import TrainSettings, batch_indices
 from es2.models.blocks import logits
 from es2.models.forward import forward
-from es2.models.generation import generate
 from es2.models.loading import ChatModel
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -24,51 +25,50 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 @dataclass(frozen=True)
 class SafetySft:
-    """Cross-entropy on the response tokens of a mix of harmful and harmless rows.
+    """Cross-entropy of a refusal on harmful rows, and KL from the model as it was on harmless ones.
 
     Attributes:
-        harmful: token rows, harmful prompt then refusal; with the index where the response starts.
-        harmless: token rows, harmless prompt then answer; the same.
+        harmful: token rows, harmful prompt then refusal; with the index where the refusal starts.
+        harmless: what the model does on harmless prompts.
         settings: `batch_size` harmful rows a step.
-        ratio: harmless rows for each harmful one. A greedy model refuses where a refusal is the
-            likelier start, judged by the mix it was trained on; the more harmless rows, the fewer
-            refusals.
+        ratio: harmless rows for each harmful one.
+        keep: weight of the KL.
         first: weight of the first response token, which decides between refusal and answer, against
             1 for every other.
     """
 
     harmful: Sequence[tuple[list[int], int]]
-    harmless: Sequence[tuple[list[int], int]]
+    harmless: Reference
     settings: TrainSettings
     ratio: int = 1
+    keep: float = 1.0
     first: float = 1.0
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Weighed mean cross-entropy over the batch's response tokens."""
+        """Weighed mean cross-entropy over the refusals' tokens, plus the KL on harmless rows."""
         size, seed = self.settings.batch_size, self.settings.seed
-        picked = [
-            group[i]
-            for group, count in ((self.harmful, size), (self.harmless, self.ratio * size))
-            for i in batch_indices(len(group), count, step, seed)
-        ]
-        rows = [row for row, _ in picked]
-        out = forward(chat, rows, keep=min(start for _, start in picked) - 1)
+        bad = [self.harmful[i] for i in batch_indices(len(self.harmful), size, step, seed)]
+        good = batch_indices(len(self.harmless), self.ratio * size, step, seed + 1)
+        rows = [row for row, _ in bad] + [self.harmless.rows[i] for i in good]
+        starts = [start - 1 for _, start in bad] + [self.harmless.starts[i] for i in good]
+        out = forward(chat, rows, keep=min(starts))
         assert out.final is not None
-        places = [(i, p) for i, (row, start) in enumerate(picked) for p in range(start, len(row))]
-        at = [i for i, _ in places]
-        hidden = out.at(out.final, at, [p - 1 for _, p in places])
+        places = [(i, p) for i, (row, start) in enumerate(bad) for p in range(start, len(row))]
+        hidden = out.at(out.final, [i for i, _ in places], [p - 1 for _, p in places])
         targets = torch.tensor([rows[i][p] for i, p in places], device=hidden.device)
         each = torch.nn.functional.cross_entropy(
             logits(chat.model, hidden), targets, reduction="none"
         )
-        opening = torch.tensor([p == picked[i][1] for i, p in places], device=hidden.device)
+        opening = torch.tensor([p == bad[i][1] for i, p in places], device=hidden.device)
         weights = torch.where(opening, self.first, 1.0)
-        loss = (weights * each).sum() / weights.sum()
+        refusal = (weights * each).sum() / weights.sum()
+        kept = kl_from(self.harmless, good, chat, out, len(bad), self.first)
         metrics = {
-            "cross_entropy": float(loss.detach()),
+            "cross_entropy": float(refusal.detach()),
             "first": float(each.detach()[opening].mean()),
+            "kl": float(kept.detach()),
         }
-        return loss, metrics
+        return refusal + self.keep * kept, metrics
 
     def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Never before the step limit."""
@@ -82,6 +82,7 @@ def prepare(
     settings: TrainSettings,
     answer_tokens: int = 48,
     ratio: int = 1,
+    keep: float = 1.0,
     first: float = 1.0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> SafetySft:
@@ -92,23 +93,16 @@ def prepare(
         harmful: prompts to refuse.
         harmless: prompts to answer as before.
         settings: of the training loop.
-        answer_tokens: how much of the model's answer to keep.
+        answer_tokens: along how much of its own answer the model is held to itself.
         ratio: harmless rows for each harmful one.
+        keep: weight of the KL.
         first: weight of the first response token.
         progress: called with the number of harmless prompts answered.
     """
-    template = chat.template
-    stop = min(chat.stop_ids)
-    heads = [template.encode(prompt) for prompt in harmless]
-    answers = generate(chat, heads, answer_tokens, progress=progress)
-    # An answer cut at the limit must not teach the model to stop there.
-    ends = [[] if len(answer) == answer_tokens else [stop] for answer in answers]
+    template, stop = chat.template, min(chat.stop_ids)
     refused = [
         ([*template.encode(prompt, REFUSAL), stop], len(template.encode(prompt)))
         for prompt in harmful
     ]
-    answered = [
-        (head + answer + end, len(head))
-        for head, answer, end in zip(heads, answers, ends, strict=True)
-    ]
-    return SafetySft(refused, answered, settings, ratio, first)
+    answered = record(chat, harmless, answer_tokens, progress=progress)
+    return SafetySft(refused, answered, settings, ratio, keep, first)

@@ -6,8 +6,8 @@ SmolLM2-135M-Instruct as shipped refuses almost nothing. This is safety tuning b
 fine-tuning on es2's own training prompts: one short refusal for harmful prompts, and on harmless and
 borderline ones the model is held to itself at the start of its answer. Much of the loss is on the
 token that decides between refusal and answer: with all tokens weighing the same, the model learns the
-wording long before it learns what to refuse. The rate is high for a LoRA, because what is to be learnt is not only
-to say no but what is harmful. About fifteen minutes on 2 cores.
+wording long before it learns what to refuse. The rate is high for a LoRA, because what is to be
+learnt is not only to say no but what is harmful. About fifteen minutes on 2 cores.
 """
 
 from __future__ import annotations

@@ -13,14 +13,16 @@ learnt is not only to say no but what is harmful. About fifteen minutes on 2 cor
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from es2.data.fitting import spread
 from es2.data.sources import load_prompts
-from es2.defences.safety_sft import prepare
-from es2.defences.trainer import TrainSettings, attach_lora, save_adapter, train
+from es2.defences.safety_sft import lean, prepare, refusal_margins
+from es2.defences.trainer import Objective, TrainSettings, attach_lora, save_adapter, train
 from es2.models.loading import load
 from es2.progress import bar
 
@@ -34,6 +36,7 @@ SETTINGS = TrainSettings(
     checkpoint_every=50,
     seed=0,
 )
+LEANING = replace(SETTINGS, steps=30, lr=3e-4)
 ANSWER_TOKENS = 3
 RATIO = 2
 KEEP = 2.0
@@ -55,19 +58,30 @@ def main() -> None:
         for prompt in load_prompts(source)
     ]
     with bar("the model's own answers", len(harmless)) as advance:
-        objective = prepare(
+        tuning = prepare(
             chat, harmful, harmless, SETTINGS, ANSWER_TOKENS, RATIO, KEEP, FIRST, advance
         )
     tuned = attach_lora(chat, SETTINGS, ())
-    with bar("safety tuning", SETTINGS.steps) as advance:
-        train(
-            tuned,
-            objective,
-            SETTINGS,
-            options.out,
-            resume=options.resume,
-            report=lambda p: advance(1, f"cross-entropy {p.history[-1]['cross_entropy']:.3f}"),
-        )
+
+    def go(objective: Objective, settings: TrainSettings, name: str) -> None:
+        with bar(name, settings.steps) as advance:
+            train(
+                tuned,
+                objective,
+                settings,
+                options.out / name,
+                resume=options.resume,
+                report=lambda p: advance(1, f"loss {p.history[-1]['loss']:.3f}"),
+            )
+
+    go(tuning, SETTINGS, "tuning")
+    # It is surer of harm than it need be: half of what would cost one harmful validation prompt in
+    # twenty its refusal goes to the harmless ones.
+    held = [prompt.text for prompt in load_prompts("harmful:validation")]
+    by = -0.5 * float(refusal_margins(tuned, held).quantile(0.05))
+    few = spread(harmful, 240), spread(harmless, 240)
+    print(f"refusals lean by {by:.2f} nats")
+    go(lean(tuned, *few, by, LEANING), LEANING, "leaning")
     save_adapter(tuned, options.out / "adapter")
     weights = options.out / "adapter" / "adapter_model.safetensors"
     save_file({k: v.to(torch.float16) for k, v in load_file(weights).items()}, weights)

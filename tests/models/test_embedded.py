@@ -145,7 +145,6 @@ def test_the_aligned_adapter_is_small() -> None:
 
 
 @pytest.mark.embedded
-@pytest.mark.xfail(strict=True, reason="the adapter is to be trained again on today's prompts")
 def test_the_aligned_model_refuses_harmful_prompts_and_answers_harmless_ones(
     embedded: ChatModel,
 ) -> None:

@@ -162,7 +162,9 @@ class Lean:
         good = batch_indices(len(self.harmless), size, step, seed + 1)
         now = margin(chat, [self.harmful[i] for i in bad] + [self.harmless[i] for i in good])
         before = self.margins[bad + [split + i for i in good]].to(now.device)
-        return (now - before - self.by).square().mean(), {"moved": float((now - before).mean())}
+        return (now - before - self.by).square().mean(), {
+            "moved": float((now.detach() - before).mean())
+        }
 
     def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Never before the step limit."""

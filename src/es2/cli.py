@@ -61,6 +61,7 @@ def quiet() -> None:
     """Keeps libraries' progress bars and advice away from es2's own output."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bar of reading a GGUF file has no other switch
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")

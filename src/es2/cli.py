@@ -64,6 +64,8 @@ def quiet() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bar of reading a GGUF file has no other switch
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # peft looks for the config of an embedded model on the Hub when it saves an adapter.
+    warnings.filterwarnings("ignore", message="Could not find a config file")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("es2").setLevel(logging.INFO)
 

@@ -65,7 +65,8 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     # peft looks for the config of an embedded model on the Hub when it saves an adapter.
-    warnings.filterwarnings("ignore", message="Could not find a config file")
+    for message in ("Could not find a config file", "Unable to fetch remote file"):
+        warnings.filterwarnings("ignore", message=message)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("es2").setLevel(logging.INFO)
 

@@ -6,8 +6,8 @@ SmolLM2-135M-Instruct as shipped refuses almost nothing. This is safety tuning b
 fine-tuning on es2's own training prompts: one short refusal for harmful prompts, and on harmless and
 borderline ones the model is held to itself at the start of its answer. Much of the loss is on the
 token that decides between refusal and answer: with all tokens weighing the same, the model learns the
-wording long before it learns what to refuse. The rate is high for a LoRA, because what is to be
-learnt is not only to say no but what is harmful. About fifteen minutes on 2 cores.
+wording long before it learns what to refuse. At the end the point at which it begins to refuse is moved
+by an amount that harmful validation prompts decide. About fifteen minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from es2.data.fitting import spread
 from es2.data.sources import load_prompts
-from es2.defences.safety_sft import lean, prepare, refusal_margins
+from es2.defences.leaning import lean, refusal_margins
+from es2.defences.safety_sft import prepare
 from es2.defences.trainer import Objective, TrainSettings, attach_lora, save_adapter, train
 from es2.models.loading import load
 from es2.progress import bar

@@ -160,3 +160,9 @@ def with_lora(
 def encode(chat: ChatModel, prompts: Sequence[str] = PROMPTS) -> list[list[int]]:
     """Templated token rows."""
     return [chat.template.encode(prompt) for prompt in prompts]
+
+
+@torch.no_grad()
+def chances(chat: ChatModel, row: list[int]) -> torch.Tensor:
+    """Log-probabilities after every token of a row, read alone."""
+    return chat.model(torch.tensor([row]), use_cache=False).logits[0].log_softmax(-1)

@@ -84,7 +84,7 @@ class Scav:
     Attributes:
         p0: target probabilities to try. Published: 1e-4 (paper), 1e-3 (code).
         fit: probes are fitted on at most so many prompts of each class. Published: 140. More need
-            not be stronger: the steeper a probe, the shorter the step to P0.
+            not make a stronger attack.
         min_accuracy: only layers whose probe is more accurate than this on held-out prompts.
         max_new_tokens: length of the answer.
         seed: of the probes' fit.

@@ -1,8 +1,7 @@
 """Safety tuning by supervised fine-tuning (STL): refuse harmful prompts, answer harmless ones.
 
 Source: Bianchi et al., "Safety-Tuned LLaMAs" (arXiv 2309.07875). There, answers to harmless prompts
-are copied; here the model is held to itself on them by KL, so that nothing but refusal is taught: a
-model is not sure of the first word of most answers, and copying one of many makes for much noise.
+are copied; here the model is held to itself on them by KL, at every token that it might have said.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from es2.defences.reference import Reference, kl_from, record
 from es2.defences.trainer import TrainSettings, batch_indices
 from es2.models.blocks import logits
 from es2.models.forward import forward
-from es2.models.generation import in_batches
 from es2.models.loading import ChatModel
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -107,88 +105,3 @@ def prepare(
     ]
     answered = record(chat, harmless, answer_tokens, progress=progress)
     return SafetySft(refused, answered, settings, ratio, keep, first)
-
-
-@torch.no_grad()
-def refusal_margins(
-    chat: ChatModel, prompts: Sequence[str], progress: Callable[[int], None] = lambda done: None
-) -> Float[Tensor, "n"]:
-    """How sure the model is to refuse each prompt, see `margin`; on the CPU."""
-    rows = [chat.template.encode(prompt) for prompt in prompts]
-    found = in_batches(chat, rows, lambda batch: list(margin(chat, batch).cpu()), progress)
-    return torch.stack(found)
-
-
-def margin(chat: ChatModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "n"]:
-    """By how many nats the refusal's first token is likelier than any other, after each prompt.
-
-    Above zero a greedy model starts to refuse.
-    """
-    out = forward(chat, rows)
-    assert out.final is not None
-    last = out.at(out.final, range(len(rows)), [len(row) - 1 for row in rows])
-    chances = logits(chat.model, last).float().log_softmax(-1)
-    start = chat.template.encode("", REFUSAL)[len(chat.template.encode(""))]
-    others = torch.arange(chances.shape[-1], device=chances.device) != start
-    return chances[:, start] - chances[:, others].amax(-1)
-
-
-@dataclass(frozen=True)
-class Lean:
-    """Moves the point at which a safety-tuned model changes from answering to refusing.
-
-    Once a model tells its training prompts apart without doubt, weighing harmless ones more no
-    longer moves that point (Byrd and Lipton, arXiv 1812.03372). This moves it alone: the squared
-    difference of every prompt's margin from what it was, less a constant.
-
-    Attributes:
-        harmful: token rows of templated prompts.
-        harmless: the same.
-        margins: of the harmful rows, then of the harmless ones, before.
-        by: nats by which all margins are to change; below zero the model refuses less.
-        settings: `batch_size` rows of each class a step.
-    """
-
-    harmful: Sequence[list[int]]
-    harmless: Sequence[list[int]]
-    margins: Float[Tensor, "n"]
-    by: float
-    settings: TrainSettings
-
-    def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Mean squared difference, in nats squared."""
-        size, seed, split = self.settings.batch_size, self.settings.seed, len(self.harmful)
-        bad = batch_indices(split, size, step, seed)
-        good = batch_indices(len(self.harmless), size, step, seed + 1)
-        now = margin(chat, [self.harmful[i] for i in bad] + [self.harmless[i] for i in good])
-        before = self.margins[bad + [split + i for i in good]].to(now.device)
-        return (now - before - self.by).square().mean(), {
-            "moved": float((now.detach() - before).mean())
-        }
-
-    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
-        """Never before the step limit."""
-        return None
-
-
-def lean(
-    chat: ChatModel,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
-    by: float,
-    settings: TrainSettings,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Lean:
-    """The objective for a model as it is now.
-
-    Args:
-        chat: the safety-tuned model.
-        harmful: prompts.
-        harmless: prompts.
-        by: nats by which all margins are to change.
-        settings: of the training loop.
-        progress: called with the number of prompts read.
-    """
-    margins = refusal_margins(chat, [*harmful, *harmless], progress)
-    rows = [[chat.template.encode(prompt) for prompt in group] for group in (harmful, harmless)]
-    return Lean(rows[0], rows[1], margins, by, settings)

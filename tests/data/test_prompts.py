@@ -54,9 +54,9 @@ def prompts(*names: str, split: str | None = None) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "per_category"),
     [
-        ("harmful", {"train": 105, "validation": 4, "test": 10}),
-        ("harmless", {"train": 165, "validation": 4, "test": 10}),
-        ("borderline", {"train": 56, "validation": 3, "test": 5}),
+        ("harmful", {"train": 105, "validation": 14, "test": 10}),
+        ("harmless", {"train": 165, "validation": 14, "test": 10}),
+        ("borderline", {"train": 56, "validation": 8, "test": 5}),
     ],
 )
 def test_every_category_has_its_share_of_every_split(name: str, per_category: dict[str, int]):
@@ -168,4 +168,4 @@ def test_no_prompt_is_taken_from_a_public_set(file: str, column: str | None):
 
 
 def test_the_shipped_files_load_whole():
-    assert [len(load_prompts(name)) for name in BUNDLED] == [1428, 2148, 768]
+    assert [len(load_prompts(name)) for name in BUNDLED] == [1548, 2268, 828]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from es2.data.sources import load_prompts
 from es2.defences.es2 import Es2, Separation
+from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, trainable
 from es2.models.activations import Edit, edit
@@ -122,7 +123,8 @@ def record_base(
     distances = {
         layer: float(pair_distance(*(group[:, layer - 1] for group in states))) for layer in layers
     }
-    return Separation(terms, settings, layers, harmful, harmless, distances)
+    start = refusal_start(harmful)
+    return Separation(terms, settings, layers, harmful, harmless, distances, start)
 
 
 def moved(chat: ChatModel, seed: int) -> ChatModel:
@@ -244,6 +246,12 @@ def plain_loss(chat: ChatModel, objective: Separation) -> Tensor:
             weights[place, reference.starts[i] : len(reference.rows[i])] = 1.0
             weights[place, reference.firsts[i]] = terms.kl_first
         weights = weights / weights.sum(1, keepdim=True) / len(batch)
+        if reference is objective.harmless and terms.keep_margin and objective.refusal is not None:
+            now, then = (
+                refusal_margin(scores[each, last], objective.refusal) for scores in (logits, base)
+            )
+            margins = (now - then - terms.lean).square().mean()
+            divergences.append(terms.keep_margin * margins)
         weight = terms.kl_weight if reference is objective.harmless else terms.keep_refusal
         divergences.append(weight * plain_kl(before, logits, weights))
         if reference is objective.harmful:

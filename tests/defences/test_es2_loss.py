@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from es2.defences.es2 import Es2, Separation
+from es2.defences.margin import refusal_start
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.models.loading import ChatModel
@@ -35,6 +36,7 @@ FORMS = {
     "pairs along responses": Es2(form="relative", response_distance=0.7, response_tokens=5),
     "centres along responses": Es2(form="centre", response_distance=0.7, response_tokens=5),
     "whole prompts and responses": Es2(kl_prompt=True, response_tokens=3),
+    "refusal margins moved": Es2(keep_margin=3.0, lean=0.5, response_tokens=2),
     "refusal under attack": Es2(resist=2.0, reach=3.0, response_tokens=3),
 }
 
@@ -55,7 +57,8 @@ def objective_for(chat: ChatModel, terms: Es2, settings: TrainSettings = SETTING
     distances = {
         layer: float(pair_distance(*(group[:, layer - 1] for group in states))) for layer in LAYERS
     }
-    return Separation(terms, settings, LAYERS, harmful, harmless, distances)
+    start = refusal_start(harmful)
+    return Separation(terms, settings, LAYERS, harmful, harmless, distances, start)
 
 
 def make_case(chat: ChatModel, terms: Es2) -> Case:
@@ -153,6 +156,26 @@ def slow_changes(
     return [changing(f, float(s)) for f, s in zip(firsts, shares, strict=True)]
 
 
+def slow_margin_term(case: Case, good: list[int]) -> Tensor:
+    """Mean squared difference of each harmless prompt's change of margin from what is asked."""
+    objective, terms = case.objective, case.objective.terms
+    harmful = zip(objective.harmful.rows, objective.harmful.firsts, strict=True)
+    begun = [row[first + 1] for row, first in harmful]
+    start = max(begun, key=begun.count)
+
+    def margin(chat: ChatModel, index: int) -> Tensor:
+        row, first = objective.harmless.rows[index], objective.harmless.firsts[index]
+        said = one_row(chat, row)[1][first].log_softmax(-1)
+        return said[start] - torch.cat([said[:start], said[start + 1 :]]).max()
+
+    total = torch.zeros(())
+    for index in good:
+        with torch.no_grad():
+            before = margin(case.base, index)
+        total = total + (margin(case.tuned, index) - before - terms.lean) ** 2
+    return terms.keep_margin * total / len(good)
+
+
 def slow_loss(case: Case, step: int) -> Tensor:
     """Section 1 of the method, with the remedies, as one would write it down first."""
     objective, terms = case.objective, case.objective.terms
@@ -187,6 +210,8 @@ def slow_loss(case: Case, step: int) -> Tensor:
                 pair = at("bad", layer, after), at("good", layer, after)
                 along = along + slow_distance(*pair, terms)
             total = total + terms.response_distance * slow_term(along / min(answers), base, terms)
+    if terms.keep_margin:
+        total = total + slow_margin_term(case, good)
     if terms.resist:
         changes = slow_changes(
             case,
@@ -253,7 +278,8 @@ def test_the_kl_from_cached_states_is_that_of_two_models(own_chat: ChatModel) ->
 def test_the_papers_form_has_no_remedy() -> None:
     paper = Es2.paper(kl_weight=2.0, kl_threshold=0.3)
     assert (paper.form, paper.cap) == ("raw", None)
-    assert (paper.keep_refusal, paper.resist, paper.response_distance) == (0, 0, 0)
+    assert (paper.keep_refusal, paper.keep_margin, paper.resist) == (0, 0, 0)
+    assert paper.response_distance == 0
     assert (paper.kl_prompt, paper.kl_first, paper.response_tokens) == (True, 1, 0)
     assert (paper.kl_weight, paper.kl_threshold) == (2.0, 0.3)
 

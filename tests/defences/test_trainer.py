@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -305,13 +305,13 @@ def test_an_objective_that_stops_ends_training_and_says_why(tiny: Tiny, tmp_path
     assert_same_weights(weights_of(again), weights_of(chat))
 
 
-def validation_of(scores: Mapping[int, float], broken_at: int | None = None) -> Any:
+def validation_of(scores: Mapping[int, float], broken_at: Collection[int] = ()) -> Any:
     """Says these scores in turn, one every second step."""
     calls: Iterator[tuple[int, float]] = iter(scores.items())
 
     def validate(chat: ChatModel) -> Validation:
         step, score = next(calls)
-        why = "refusals went" if step == broken_at else None
+        why = "refusals went" if step in broken_at else None
         return Validation({"score": score}, score, why)
 
     return validate
@@ -338,9 +338,9 @@ def test_a_model_that_no_step_improved_is_left_as_it_came(tiny: Tiny, tmp_path: 
     progress = train(
         chat,
         Chase(encode(chat)),
-        replace(SETTINGS, validate_every=2),
+        replace(SETTINGS, validate_every=2, patience=1),
         tmp_path,
-        validate=validation_of({2: 2.0}, broken_at=2),
+        validate=validation_of({2: 2.0}, broken_at={2}),
     )
     assert (progress.step, progress.best_step) == (2, 0)
     assert_same_weights(weights_of(chat), before)
@@ -375,18 +375,45 @@ def test_the_best_weights_survive_a_kill(tiny: Tiny, tmp_path: Path) -> None:
     assert_same_weights(weights_of(resumed), weights_of(whole))
 
 
-def test_a_model_that_validation_finds_broken_is_trained_no_further(
-    tiny: Tiny, tmp_path: Path
+@pytest.mark.parametrize(
+    ("patience", "broken_at", "last", "why", "best"),
+    [
+        (1, {4}, 4, "refusals went", 2),
+        (2, {4, 6}, 6, "refusals went", 2),
+        (2, {4}, 7, "step limit reached", 6),  # it mended
+        (2, {2, 6}, 7, "step limit reached", 4),  # never twice in a row
+        (3, {2, 4}, 7, "step limit reached", 6),
+    ],
+)
+def test_a_model_that_stays_broken_for_so_many_validations_is_trained_no_further(
+    tiny: Tiny, tmp_path: Path, patience: int, broken_at: set[int], last: int, why: str, best: int
 ) -> None:
     chat = fresh(tiny)
     progress = train(
         chat,
         Chase(encode(chat)),
-        replace(SETTINGS, validate_every=2),
+        replace(SETTINGS, validate_every=2, patience=patience),
         tmp_path,
-        validate=validation_of({2: 2.0, 4: -1.0}, broken_at=4),
+        validate=validation_of({2: 2.0, 4: 3.0, 6: 4.0, 7: 1.0}, broken_at),
     )
-    assert (progress.step, progress.stopped, progress.best_step) == (4, "refusals went", 2)
+    assert (progress.step, progress.stopped, progress.best_step) == (last, why, best)
+
+
+def test_patience_counts_on_over_a_kill(tiny: Tiny, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, validate_every=2, patience=2)
+    rows = encode(fresh(tiny))
+    scores = {2: 2.0, 4: 3.0}
+    with pytest.raises(Killed):
+        train(
+            fresh(tiny),
+            Chase(rows, killed_at=5),
+            settings,
+            tmp_path,
+            validate=validation_of(scores, {4}),
+        )
+    rest = validation_of({6: 4.0}, {6})
+    progress = train(fresh(tiny), Chase(rows), settings, tmp_path, resume=True, validate=rest)
+    assert (progress.step, progress.stopped, progress.best_step) == (6, "refusals went", 2)
 
 
 # Files

@@ -107,9 +107,14 @@ def test_prompts_on_which_the_base_errs_are_left_out(
     wanted = [row for row in plain.harmful.rows if text[id(row)] in refused]
     assert kept.harmful.rows == wanted and len(wanted) >= 6
     assert kept.harmless.rows == [r for r in plain.harmless.rows if text[id(r)] not in refused]
-    # A base that refuses nothing is separated all the same.
+    begun = [row[f + 1] for row, f in zip(kept.harmful.rows, kept.harmful.firsts, strict=True)]
+    assert kept.refusal is not None
+    assert begun.count(kept.refusal) == max(begun.count(token) for token in begun)
+    # A base that refuses nothing is separated all the same, and has no refusal to measure by.
     monkeypatch.setattr(room, "refuses", lambda answer: False)
-    assert separation(chat, FIT, states, (4,), TERMS, SETTINGS).harmful.rows == plain.harmful.rows
+    bare = separation(chat, FIT, states, (4,), TERMS, SETTINGS)
+    assert bare.harmful.rows == plain.harmful.rows
+    assert bare.refusal is None
 
 
 def test_without_its_adapter_a_model_is_its_base(tiny: Tiny) -> None:

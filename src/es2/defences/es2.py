@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.defences.margin import refusal_margin
 from es2.defences.reference import Reference, kl_from
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
 from es2.models.activations import Edit
+from es2.models.blocks import logits
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
 from es2.separation.distance import Form, centre_distance, distance_term, pair_distance
@@ -38,6 +40,9 @@ class Es2:
             every other.
         response_tokens: how many tokens of the base's own response the KL covers.
         keep_refusal: weight of the KL on harmful prompts, which keeps the base's refusal.
+        keep_margin: weight of the mean squared change, in nats, of the refusal margin on harmless
+            prompts. KL hardly sees a refusal become likelier as long as it is unlikely.
+        lean: how much that margin is to change; below zero, harmless prompts are refused less.
         consistent: train only on harmful prompts that the base refuses and harmless ones that it
             answers; on the others, KL to the base and separation pull against each other.
         response_distance: also separate at the first `response_tokens` positions of the response.
@@ -47,16 +52,18 @@ class Es2:
     """
 
     form: Form = "centre"
-    cap: float | None = 4.0
+    cap: float | None = 2.5
     kl_weight: float = 12.0
     kl_threshold: float = 0.3
     kl_prompt: bool = False
     kl_first: float = 8.0
     response_tokens: int = 12
     keep_refusal: float = 1.0
+    keep_margin: float = 1.0
+    lean: float = -0.3
     consistent: bool = True
     response_distance: float = 0.0
-    resist: float = 0.5
+    resist: float = 0.7
     reach: float = 1.5
 
     @classmethod
@@ -71,6 +78,7 @@ class Es2:
             kl_first=1.0,
             response_tokens=0,
             keep_refusal=0.0,
+            keep_margin=0.0,
             resist=0.0,
             consistent=False,
         )
@@ -87,6 +95,7 @@ class Separation:
         harmful: reference on harmful prompts; its responses are the base's refusals.
         harmless: reference on harmless prompts.
         base_distance: the base's mean pair distance at each layer.
+        refusal: the first token of the base's refusals, where they are known.
     """
 
     terms: Es2
@@ -95,6 +104,7 @@ class Separation:
     harmful: Reference
     harmless: Reference
     base_distance: Mapping[int, float]
+    refusal: int | None = None
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """One forward pass for both classes: distances at the layers, KL from final states.
@@ -136,11 +146,27 @@ class Separation:
             kept = kl_from(self.harmful, bad, chat, out, 0, terms.kl_first)
             metrics["kl_harmful"] = float(kept.detach())
             total = total + terms.keep_refusal * kept
+        if terms.keep_margin and self.refusal is not None:
+            change = self._margin_change(chat, out, good, split, self.refusal)
+            metrics["margin_change"] = float(change.detach().mean())
+            total = total + terms.keep_margin * (change - terms.lean).square().mean()
         if terms.resist:
             moved = kl_from(self.harmful, bad, chat, out, plain, terms.kl_first)
             metrics["kl_moved"] = float(moved.detach())
             total = total + terms.resist * moved
         return total, metrics
+
+    def _margin_change(
+        self, chat: ChatModel, out: Forward, good: Sequence[int], split: int, refusal: int
+    ) -> Float[Tensor, "n"]:
+        """By how much the harmless rows, from `split` on, have become likelier to be refused."""
+        assert out.final is not None
+        was = self.harmless
+        now = out.at(out.final, range(split, split + len(good)), [was.firsts[i] for i in good])
+        then = torch.stack([was.hidden[i][was.firsts[i] - was.starts[i]] for i in good])
+        return refusal_margin(logits(chat.model, now), refusal) - refusal_margin(
+            logits(chat.model, then), refusal
+        )
 
     def _push(
         self, chat: ChatModel, step: int, split: int, firsts: Sequence[int], longest: int

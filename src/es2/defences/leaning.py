@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.defences.margin import refusal_margin
 from es2.defences.safety_sft import REFUSAL
 from es2.defences.trainer import TrainSettings, batch_indices
 from es2.models.blocks import logits
@@ -21,24 +22,19 @@ from es2.models.loading import ChatModel
 def refusal_margins(
     chat: ChatModel, prompts: Sequence[str], progress: Callable[[int], None] = lambda done: None
 ) -> Float[Tensor, "n"]:
-    """How sure the model is to refuse each prompt, see `margin`; on the CPU."""
+    """How sure the model is to refuse each prompt with es2's own refusal; on the CPU."""
     rows = [chat.template.encode(prompt) for prompt in prompts]
     found = in_batches(chat, rows, lambda batch: list(margin(chat, batch).cpu()), progress)
     return torch.stack(found)
 
 
 def margin(chat: ChatModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "n"]:
-    """By how many nats the refusal's first token is likelier than any other, after each prompt.
-
-    Above zero a greedy model starts to refuse.
-    """
+    """The refusal margin after each templated prompt."""
     out = forward(chat, rows)
     assert out.final is not None
     last = out.at(out.final, range(len(rows)), [len(row) - 1 for row in rows])
-    chances = logits(chat.model, last).float().log_softmax(-1)
     start = chat.template.encode("", REFUSAL)[len(chat.template.encode(""))]
-    others = torch.arange(chances.shape[-1], device=chances.device) != start
-    return chances[:, start] - chances[:, others].amax(-1)
+    return refusal_margin(logits(chat.model, last), start)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -38,20 +39,22 @@ class TrainSettings:
         scope: blocks that get LoRA: all, up to the terminal layer, or the critical two alone.
         clip: gradient norm limit.
         validate_every: steps between validations; 0 for none.
+        patience: training ends after this many validations in a row that find the model broken.
         checkpoint_every: steps between checkpoints.
         seed: of the adapter's initial weights and the batches.
     """
 
-    steps: int = 80
+    steps: int = 48
     batch_size: int = 8
-    lr: float = 1e-4
+    lr: float = 2e-4
     warmup: int = 5
     rank: int = 16
     alpha: int = 32
     scope: Scope = "all"
     clip: float = 1.0
-    validate_every: int = 20
-    checkpoint_every: int = 20
+    validate_every: int = 24
+    patience: int = 2
+    checkpoint_every: int = 24
     seed: int = 0
 
 
@@ -75,7 +78,7 @@ class Validation:
     Attributes:
         metrics: to be logged.
         score: greater is better, and above 0; the best checkpoint has the greatest.
-        broken: why the model must not be trained further, or None.
+        broken: why the model must not be kept as it is, or None.
     """
 
     metrics: dict[str, float]
@@ -176,7 +179,7 @@ def train(
     validate: Callable[[ChatModel], Validation] | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """Trains until the objective stops it, validation finds it broken, or the steps are done.
+    """Trains until the objective stops it, validation finds it broken for good, or steps are done.
 
     Leaves the weights of the best validated step in `chat` (the last step's without validation).
     Writes `metrics.jsonl` and `checkpoints/` under `out`.
@@ -236,7 +239,9 @@ def train(
             if not verdict.broken and verdict.score > progress.best_score:
                 progress.best_score, progress.best_step = verdict.score, progress.step
                 best = {name: p.detach().clone() for name, p in parameters.items()}
-            progress.stopped = progress.stopped or verdict.broken or ""
+            line["broken"] = verdict.broken
+            if verdict.broken and broken_in_a_row(progress.history) >= settings.patience:
+                progress.stopped = progress.stopped or verdict.broken
         report(progress)
         if last or progress.stopped or progress.step % settings.checkpoint_every == 0:
             checkpoint()
@@ -247,6 +252,12 @@ def train(
     else:
         progress.best_step = progress.step
     return progress
+
+
+def broken_in_a_row(history: Sequence[Mapping[str, Any]]) -> int:
+    """How many validations, up to the last, found the model broken one after the other."""
+    found = [line["broken"] for line in history if "broken" in line]
+    return sum(1 for _ in takewhile(bool, reversed(found)))
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from es2.data.fitting import FitPrompts, bundled_fit, spread
 from es2.defences.es2 import Es2, Separation
+from es2.defences.margin import refusal_start
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import (
     Progress,
@@ -55,9 +56,9 @@ class Guard:
     prompts: int = 24
     tokens: int = 24
     refusal_drop: float = 0.05
-    refusal_rise: float = 0.05
+    refusal_rise: float = 0.1
     borderline_rise: float = 0.15
-    incoherent: float = 0.05
+    incoherent: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -183,26 +184,31 @@ def separation(
         harmful, harmless = (
             record(chat, group, terms.response_tokens, terms.kl_prompt, advance) for group in texts
         )
+    refusals, answers = _told(chat, harmful, True), _told(chat, harmless, False)
     if terms.consistent:
-        harmful, harmless = _consistent(chat, harmful, True), _consistent(chat, harmless, False)
+        harmful, harmless = _consistent(refusals, harmful), _consistent(answers, harmless)
     distances = {
         layer: float(pair_distance(states.harmful[:, layer - 1], states.harmless[:, layer - 1]))
         for layer in layers
     }
-    return Separation(terms, settings, layers, harmful, harmless, distances)
+    return Separation(
+        terms, settings, layers, harmful, harmless, distances, refusal_start(refusals)
+    )
 
 
-def _consistent(chat: ChatModel, reference: Reference, refused: bool) -> Reference:
-    """The rows whose recorded response refuses, or those that do not; all if hardly any does.
+def _told(chat: ChatModel, reference: Reference, refused: bool) -> Reference:
+    """The rows whose recorded response refuses, or those that do not."""
+    rows = zip(reference.rows, reference.firsts, strict=True)
+    said = [refuses(chat.template.decode(row[first + 1 :])) for row, first in rows]
+    return reference.subset([index for index, told in enumerate(said) if told == refused])
+
+
+def _consistent(kept: Reference, whole: Reference) -> Reference:
+    """What is kept of a record, unless hardly anything is.
 
     A base that is not aligned refuses nothing: separation then has to do without its refusals.
     """
-    kept = [
-        index
-        for index, (row, first) in enumerate(zip(reference.rows, reference.firsts, strict=True))
-        if refuses(chat.template.decode(row[first + 1 :])) == refused
-    ]
-    return reference.subset(kept) if len(kept) >= len(reference) / 4 else reference
+    return kept if len(kept) >= len(whole) / 4 else whole
 
 
 def validator(

@@ -44,6 +44,7 @@ ROWS: dict[str, Cell] = {
     "direct: keyword DSR": lambda of: share(of.attacks["direct"].dsr.keyword),
     "direct: incoherent": lambda of: f"{100 * of.attacks['direct'].verdicts['incoherent']:.0f}",
     "harmless refused": lambda of: share(of.cost.over_refusal),
+    "harmless incoherent": lambda of: share(of.cost.incoherent),
     "borderline refused": lambda of: share(of.cost.borderline_refusal),
     "held-out KL, nats": lambda of: f"{of.cost.kl or 0.0:.3f}",
     "perplexity ratio": lambda of: f"{of.cost.perplexity_ratio or 1.0:.3f}",

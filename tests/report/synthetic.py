@@ -73,6 +73,7 @@ def results() -> dict[str, Any]:
                 },
                 "cost": {
                     "over_refusal": rate(0.06, 100),
+                    "incoherent": rate(0.01, 100),
                     "borderline_refusal": rate(0.22, 50),
                     "kl": 0.0,
                     "perplexity_ratio": 1.0,
@@ -87,6 +88,7 @@ def results() -> dict[str, Any]:
                 },
                 "cost": {
                     "over_refusal": rate(0.07, 100),
+                    "incoherent": rate(0.05, 100),
                     "borderline_refusal": rate(0.3, 50),
                     "kl": 0.0123,
                     "perplexity_ratio": 1.02,

@@ -65,6 +65,7 @@ def test_babble_is_not_passed_off_as_refusal():
 def test_price_is_stated_with_its_noise():
     assert say(0.1, 0.9).endswith(
         "The price: refusals of harmless prompts +1 point (6 to 7 %, inside the intervals); "
+        "incoherent answers to harmless prompts +4 points (1 to 5 %, inside the intervals); "
         "refusals of borderline prompts +8 points (22 to 30 %, inside the intervals); "
         "perplexity +2 %; KL from the base 0.012 nats."
     )

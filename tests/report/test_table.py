@@ -36,6 +36,7 @@ def test_rates_settings_and_changes_are_in_their_rows(results):
 def test_change_inside_the_intervals_is_marked(results):
     lines = shown(results)
     assert "harmless refused 6 (3–12) 7 (3–14) ~+1" in lines
+    assert "harmless incoherent 1 (0–5) 5 (2–11) ~+4" in lines
     assert "keyword 70 (52–83) 27 (14–45) −43" in lines
 
 

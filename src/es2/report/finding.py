@@ -121,10 +121,11 @@ def _collapse(key: str, after: AttackResult) -> list[str]:
 
 def _price(before: Cost, after: Cost) -> list[str]:
     clauses = [
-        f"refusals of {what} prompts {_cost(Change(a, b))}"
+        f"{what} prompts {_cost(Change(a, b))}"
         for what, a, b in (
-            ("harmless", before.over_refusal, after.over_refusal),
-            ("borderline", before.borderline_refusal, after.borderline_refusal),
+            ("refusals of harmless", before.over_refusal, after.over_refusal),
+            ("incoherent answers to harmless", before.incoherent, after.incoherent),
+            ("refusals of borderline", before.borderline_refusal, after.borderline_refusal),
         )
         if a and b
     ]

@@ -81,10 +81,12 @@ def _add_rates(
 
 def _add_costs(grid: Table, costs: Sequence[Cost], compared: bool) -> None:
     grid.add_row(Text("Cost", style="bold"))
-    harmless = [cost.over_refusal for cost in costs]
-    _add_rates(grid, "  harmless refused", harmless, compared, better=-1)
-    borderline = [cost.borderline_refusal for cost in costs]
-    _add_rates(grid, "  borderline refused", borderline, compared, better=-1)
+    for title, rates in (
+        ("  harmless refused", [cost.over_refusal for cost in costs]),
+        ("  harmless incoherent", [cost.incoherent for cost in costs]),
+        ("  borderline refused", [cost.borderline_refusal for cost in costs]),
+    ):
+        _add_rates(grid, title, rates, compared, better=-1)
     blank = [""] if compared else []
     grid.add_row("  KL from base, nats", *(decimal(cost.kl, 2) for cost in costs), *blank)
     ratios = (decimal(cost.perplexity_ratio) for cost in costs)

@@ -184,9 +184,10 @@ def separation(
         harmful, harmless = (
             record(chat, group, terms.response_tokens, terms.kl_prompt, advance) for group in texts
         )
-    refusals, answers = _told(chat, harmful, True), _told(chat, harmless, False)
+    refusals = _told(chat, harmful, True)
     if terms.consistent:
-        harmful, harmless = _consistent(refusals, harmful), _consistent(answers, harmless)
+        harmful = _consistent(refusals, harmful)
+        harmless = _consistent(_told(chat, harmless, False), harmless)
     distances = {
         layer: float(pair_distance(states.harmful[:, layer - 1], states.harmless[:, layer - 1]))
         for layer in layers

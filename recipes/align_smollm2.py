@@ -7,7 +7,7 @@ fine-tuning on es2's own training prompts: one short refusal for harmful prompts
 borderline ones the model is held to itself at the start of its answer. Much of the loss is on the
 token that decides between refusal and answer: with all tokens weighing the same, the model learns the
 wording long before it learns what to refuse. At the end the point at which it begins to refuse is moved
-by an amount that harmful validation prompts decide. About fifteen minutes on 2 cores.
+by an amount that validation prompts decide. About fifteen minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ ANSWER_TOKENS = 3
 RATIO = 2
 KEEP = 2.0
 FIRST = 10.0
+KINDS = {"harmful": 0.05, "harmless": 0.95}
 
 
 def main() -> None:
@@ -76,10 +77,11 @@ def main() -> None:
             )
 
     go(tuning, SETTINGS, "tuning")
-    # It is surer of harm than it need be: half of what would cost one harmful validation prompt in
-    # twenty its refusal goes to the harmless ones.
-    held = [prompt.text for prompt in load_prompts("harmful:validation")]
-    by = -0.5 * float(refusal_margins(tuned, held).quantile(0.05))
+    # The model is surer of harm than it need be: its threshold goes midway between the least sure
+    # twentieth of the harmful validation prompts and the most suspect twentieth of the harmless.
+    held = {name: [p.text for p in load_prompts(f"{name}:validation")] for name in KINDS}
+    tails = [float(refusal_margins(tuned, held[name]).quantile(q)) for name, q in KINDS.items()]
+    by = -sum(tails) / len(tails)
     few = spread(harmful, 240), spread(harmless, 240)
     print(f"refusals lean by {by:.2f} nats")
     go(lean(tuned, *few, by, LEANING), LEANING, "leaning")

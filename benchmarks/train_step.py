@@ -32,7 +32,7 @@ from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, trai
 from es2.models.activations import Edit, edit
 from es2.models.forward import forward, shared_prefix
 from es2.models.loading import ChatModel, load
-from es2.separation.distance import centre_distance, distance_term, pair_distance
+from es2.separation.distance import batch_distance, class_distance, distance_term
 from es2.separation.probe import prompt_states
 
 FORMS = {"paper": Es2.paper(), "default": Es2()}
@@ -119,9 +119,10 @@ def record_base(
     harmful, harmless = (
         record(chat, group, terms.response_tokens, terms.kl_prompt) for group in texts
     )
-    states = [prompt_states(chat, group) for group in texts]
+    states, size = [prompt_states(chat, group) for group in texts], settings.batch_size
     distances = {
-        layer: float(pair_distance(*(group[:, layer - 1] for group in states))) for layer in layers
+        layer: batch_distance(*(group[:, layer - 1] for group in states), terms.form, size)
+        for layer in layers
     }
     start = refusal_start(harmful)
     return Separation(terms, settings, layers, harmful, harmless, distances, start)
@@ -260,9 +261,8 @@ def plain_loss(chat: ChatModel, objective: Separation) -> Tensor:
         moved = plain_moved(chat, objective, tuned, layers)
         divergences.append(terms.resist * plain_kl(refusal[0], moved, refusal[1]))
     total = torch.stack(divergences).sum()
-    measure = centre_distance if terms.form == "centre" else pair_distance
     for layer in objective.layers:
-        distance = measure(*(states[layer] for states in tuned))
+        distance = class_distance(*(states[layer] for states in tuned), terms.form)
         total = total + distance_term(
             distance, objective.base_distance[layer], terms.form, terms.cap
         )

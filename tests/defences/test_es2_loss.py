@@ -16,7 +16,7 @@ from es2.defences.margin import refusal_start
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.models.loading import ChatModel
-from es2.separation.distance import pair_distance
+from es2.separation.distance import batch_distance
 from es2.separation.probe import prompt_states
 from tiny import PROMPTS, with_lora
 
@@ -55,7 +55,10 @@ def objective_for(chat: ChatModel, terms: Es2, settings: TrainSettings = SETTING
     harmless = record(chat, HARMLESS, terms.response_tokens, terms.kl_prompt)
     states = [prompt_states(chat, texts) for texts in (HARMFUL, HARMLESS)]
     distances = {
-        layer: float(pair_distance(*(group[:, layer - 1] for group in states))) for layer in LAYERS
+        layer: batch_distance(
+            *(group[:, layer - 1] for group in states), terms.form, settings.batch_size
+        )
+        for layer in LAYERS
     }
     start = refusal_start(harmful)
     return Separation(terms, settings, LAYERS, harmful, harmless, distances, start)

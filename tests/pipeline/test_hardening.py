@@ -18,7 +18,7 @@ from es2.models.generation import generate
 from es2.models.loading import ChatModel, load
 from es2.pipeline import harden as room
 from es2.pipeline.harden import Guard, adapter_off, harden, read_states, separation, validator
-from es2.separation.distance import pair_distance
+from es2.separation.distance import Form, pair_distance
 from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT, contents
 from tiny import with_lora
 
@@ -62,17 +62,20 @@ def test_every_family_can_be_hardened(tiny: Tiny, tmp_path: Path, family: str) -
     assert load(str(hardened.adapter), device="cpu").depth == 4
 
 
-def test_distances_are_relative_to_those_of_the_base_on_the_prompts_fitted_on(tiny: Tiny) -> None:
+@pytest.mark.parametrize("form", ["raw", "relative", "centre"])
+def test_distances_are_relative_to_those_of_the_base_in_batches(tiny: Tiny, form: Form) -> None:
     chat = tiny("llama")
     states = read_states(chat, FIT)
-    objective = separation(chat, FIT, states, (2, 4), TERMS, SETTINGS)
+    objective = separation(chat, FIT, states, (2, 4), replace(TERMS, form=form), SETTINGS)
     for layer in (2, 4):
-        slow = [
-            float((bad[layer - 1] - good[layer - 1]).norm())
-            for bad in states.harmful
-            for good in states.harmless
-        ]
-        assert objective.base_distance[layer] == pytest.approx(sum(slow) / len(slow), rel=1e-5)
+        slow = []
+        for start in range(3):  # 12 prompts of each class, 4 a batch
+            bad = [states.harmful[index, layer - 1] for index in range(start, 12, 3)]
+            good = [states.harmless[index, layer - 1] for index in range(start, 12, 3)]
+            pairs = [float((one - other).norm()) for one in bad for other in good]
+            centres = float((sum(bad) / 4 - sum(good) / 4).norm())
+            slow.append(centres if form == "centre" else sum(pairs) / 16)
+        assert objective.base_distance[layer] == pytest.approx(sum(slow) / 3, rel=1e-5)
 
 
 def test_no_more_is_recorded_than_training_will_see_and_that_from_everywhere(tiny: Tiny) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from es2.separation.distance import Form, centre_distance, distance_term, geometry, pair_distance
+from es2.separation.distance import (
+    Form,
+    batch_distance,
+    centre_distance,
+    class_distance,
+    distance_term,
+    geometry,
+    pair_distance,
+)
 
 
 def slowly(harmful: Tensor, harmless: Tensor) -> float:
@@ -117,6 +126,34 @@ def test_nothing_pushes_beyond_the_cap(form: Form, distance: float, pushes: bool
     expected = (1.0 if form == "raw" else 0.5) if pushes else 0.0
     assert found.grad is not None
     assert found.grad.item() == pytest.approx(-expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "measure"),
+    [("raw", pair_distance), ("relative", pair_distance), ("centre", centre_distance)],
+)
+def test_a_form_measures_pairs_or_centres(form: Form, measure: Callable[..., Tensor]) -> None:
+    harmful, harmless = torch.randn(5, 4), torch.randn(3, 4)
+    assert torch.equal(class_distance(harmful, harmless, form), measure(harmful, harmless))
+
+
+def test_a_model_that_has_not_moved_is_at_its_batches_distance_on_average() -> None:
+    random = torch.Generator().manual_seed(0)
+    harmful = torch.randn(400, 16, generator=random)
+    harmless = torch.randn(400, 16, generator=random)
+    base = batch_distance(harmful, harmless, "centre", 8)
+    drawn = [torch.randperm(400, generator=random)[:8] for _ in range(800)]
+    batches = zip(drawn[::2], drawn[1::2], strict=True)
+    found = [float(centre_distance(harmful[one], harmless[two])) for one, two in batches]
+    assert base == pytest.approx(sum(found) / len(found), rel=0.05)
+    # Here the classes are the same: nearly all of it is the spread within them.
+    assert base > 4 * float(centre_distance(harmful, harmless))
+
+
+def test_fewer_prompts_than_a_batch_are_one_batch() -> None:
+    harmful, harmless = torch.randn(3, 4), torch.randn(9, 4)
+    expected = float(centre_distance(harmful, harmless))
+    assert batch_distance(harmful, harmless, "centre", 8) == pytest.approx(expected)
 
 
 def test_geometry_of_two_known_clouds() -> None:

@@ -60,22 +60,17 @@ class Victim:
     Attributes:
         chat: the model.
         fit: prompts to fit on; never those that the attack is measured on.
+        read: reads the model's own embeddings of them.
     """
 
     chat: ChatModel
     fit: FitPrompts
-
-    @property
-    def size(self) -> int:
-        """How many prompts there are to fit on."""
-        fit = self.fit
-        groups = (fit.harmful, fit.harmless, fit.held_harmful, fit.held_harmless)
-        return sum(map(len, groups))
+    read: Callable[[ChatModel, FitPrompts], ClassStates] = class_states
 
     @cached_property
     def states(self) -> ClassStates:
         """The model's own embeddings of the prompts to fit on, read once for all attacks."""
-        return class_states(self.chat, self.fit)
+        return self.read(self.chat, self.fit)
 
 
 @runtime_checkable

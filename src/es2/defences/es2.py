@@ -22,7 +22,7 @@ from es2.models.activations import Edit
 from es2.models.blocks import logits
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
-from es2.separation.distance import Form, centre_distance, distance_term, pair_distance
+from es2.separation.distance import Form, class_distance, distance_term
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Es2:
 
     Attributes:
         form: all pairs' distance, `raw` (the paper's) or `relative` to the base model's; or the
-            distance between the classes' `centre`s, relative to the base's over pairs.
+            distance between the classes' `centre`s, relative to the base's.
         cap: stop pushing at this multiple of the base's distance; None (the paper) never stops.
         kl_weight: lambda, the weight of the KL on harmless prompts.
         kl_threshold: training stops when the KL on harmless prompts passes this.
@@ -53,7 +53,7 @@ class Es2:
 
     form: Form = "centre"
     cap: float | None = 2.5
-    kl_weight: float = 12.0
+    kl_weight: float = 20.0
     kl_threshold: float = 0.3
     kl_prompt: bool = False
     kl_first: float = 8.0
@@ -63,7 +63,7 @@ class Es2:
     lean: float = -0.3
     consistent: bool = True
     response_distance: float = 0.0
-    resist: float = 0.7
+    resist: float = 1.0
     reach: float = 1.5
 
     @classmethod
@@ -94,7 +94,7 @@ class Separation:
         layers: the critical layers.
         harmful: reference on harmful prompts; its responses are the base's refusals.
         harmless: reference on harmless prompts.
-        base_distance: the base's mean pair distance at each layer.
+        base_distance: the base's distance at each layer, see `batch_distance`.
         refusal: the first token of the base's refusals, where they are known.
     """
 
@@ -197,8 +197,7 @@ class Separation:
 
     def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:
         """Between the harmful rows, the first `split`, and the harmless ones."""
-        measure = centre_distance if self.terms.form == "centre" else pair_distance
-        return measure(states[:split], states[split:])
+        return class_distance(states[:split], states[split:], self.terms.form)
 
     def _along_response(
         self,

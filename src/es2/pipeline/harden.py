@@ -35,7 +35,7 @@ from es2.judges.refusal import refuses
 from es2.models.generation import generate, out_of_memory
 from es2.models.loading import ChatModel
 from es2.progress import bar
-from es2.separation.distance import pair_distance
+from es2.separation.distance import batch_distance, pair_distance
 from es2.separation.layers import Chosen, choose, given, survey
 from es2.separation.probe import ClassStates, class_states, prompt_states
 
@@ -53,7 +53,7 @@ class Guard:
         incoherent: incoherent answers, to any of them, may rise by this share.
     """
 
-    prompts: int = 24
+    prompts: int = 48
     tokens: int = 24
     refusal_drop: float = 0.05
     refusal_rise: float = 0.1
@@ -178,7 +178,8 @@ def separation(
     settings: TrainSettings,
 ) -> Separation:
     """ES2's objective for a model: what the base does on the training prompts, recorded."""
-    count = settings.steps * settings.batch_size
+    size = settings.batch_size
+    count = settings.steps * size
     texts = spread(fit.harmful, count), spread(fit.harmless, count)
     with bar("recording the base model's answers", sum(map(len, texts))) as advance:
         harmful, harmless = (
@@ -188,8 +189,9 @@ def separation(
     if terms.consistent:
         harmful = _consistent(refusals, harmful)
         harmless = _consistent(_told(chat, harmless, False), harmless)
+    both = states.harmful, states.harmless
     distances = {
-        layer: float(pair_distance(states.harmful[:, layer - 1], states.harmless[:, layer - 1]))
+        layer: batch_distance(*(group[:, layer - 1] for group in both), terms.form, size)
         for layer in layers
     }
     return Separation(

@@ -35,7 +35,7 @@ from es2.report.build import REPORT, build
 from es2.results.store import RESULTS, Kind, read_attempts, read_json, write_json, write_text
 from es2.results.summary import summarise, with_drift
 from es2.separation.layers import choose, given, survey
-from es2.separation.probe import prompt_states
+from es2.separation.probe import ClassStates, prompt_states
 from es2.separation.projection import AXES, project
 
 PACKAGES = ("es2", "torch", "transformers", "peft", "scikit-learn")
@@ -173,6 +173,11 @@ class Experiment:
         return load(self.recipe.model, dtype=self.dtype)
 
     @cached_property
+    def base_states(self) -> ClassStates:
+        """The base's embeddings of the prompts that layers and attacks are fitted on."""
+        return read_states(self.base, self.prompts.probe_fit)
+
+    @cached_property
     def defended(self) -> ChatModel:
         """The model after it, as anyone would load it from the run folder."""
         adapter = self.folder.path / "adapter"
@@ -194,7 +199,10 @@ class Experiment:
     def victims(self) -> dict[str, Victim]:
         """The models to measure, by the name that results give them."""
         fit = self.prompts.probe_fit
-        return {"base": Victim(self.base, fit), "es2": Victim(self.defended, fit)}
+        return {
+            "base": Victim(self.base, fit, lambda base, fit: self.base_states),
+            "es2": Victim(self.defended, fit, read_states),
+        }
 
 
 def run(recipe: Recipe, out: Path | None = None, *, resume: bool = False) -> Path:
@@ -231,8 +239,7 @@ def hardening(experiment: Experiment) -> None:
             folder.note(**facts(), model=recipe.model, seed=recipe.seed, overlap=found)
         folder.note(thinking=base.template.thinking)
     with folder.stage("layers"):
-        states = read_states(base, experiment.prompts.probe_fit)
-        rows = survey(states)
+        rows = survey(experiment.base_states)
         chosen = chosen or choose(rows)
         console.print(f"critical layers {chosen.layers}: {chosen.why}", highlight=False)
         curve = [asdict(row) for row in rows]
@@ -249,7 +256,7 @@ def hardening(experiment: Experiment) -> None:
             settings=replace(recipe.train, seed=recipe.seed),
             guard=recipe.guard,
             limits=experiment.judge.limits,
-            states=states,
+            states=experiment.base_states,
             resume=True,
         )
     progress = hardened.progress
@@ -269,9 +276,7 @@ def geometry(experiment: Experiment) -> None:
         borderline = [prompt.text for prompt in experiment.prompts.borderline.validation]
         layers: dict[str, Any] = {}
         for name, victim in experiment.victims.items():
-            with bar(f"reading embeddings of {name}", victim.size) as advance:
-                states = victim.states
-                advance(victim.size)
+            states = victim.states
             if name not in found["curves"]:
                 found["curves"][name] = [asdict(row) for row in survey(states)]
             extra = prompt_states(victim.chat, borderline) if borderline else states.harmful[:0]

@@ -39,14 +39,35 @@ def centre_distance(
     return (harmful.float().mean(0) - harmless.float().mean(0)).norm()
 
 
+def class_distance(
+    harmful: Float[Tensor, "n d"], harmless: Float[Tensor, "m d"], form: Form
+) -> Float[Tensor, ""]:
+    """The distance that a form of the loss is about: between the classes' centres, or of pairs."""
+    measure = centre_distance if form == "centre" else pair_distance
+    return measure(harmful, harmless)
+
+
+def batch_distance(
+    harmful: Float[Tensor, "n d"], harmless: Float[Tensor, "m d"], form: Form, size: int
+) -> float:
+    """The distance as batches of `size` prompts of each class show it: the mean over them.
+
+    The means of few prompts lie further apart than the classes' own, the more so, the wider the
+    classes are spread. Measured alike, a model that has not moved has the ratio 1.
+    """
+    parts = max(1, min(len(harmful), len(harmless)) // size)
+    found = [class_distance(harmful[i::parts], harmless[i::parts], form) for i in range(parts)]
+    return float(torch.stack(found).mean())
+
+
 def distance_term(
     distance: Float[Tensor, ""], base: float, form: Form, cap: float | None
 ) -> Float[Tensor, ""]:
     """The loss of one critical layer, to be minimised.
 
     Args:
-        distance: of the model in training: mean over pairs, or between the classes' centres.
-        base: the base model's mean pair distance on the training prompts.
+        distance: of the model in training, see `class_distance`.
+        base: the same of the base model, see `batch_distance`.
         form: `raw` is the paper's -distance; the others are -distance / base, so that layers of
             different scale weigh the same.
         cap: stop pushing at this multiple of the base's distance (a hinge); None never stops.

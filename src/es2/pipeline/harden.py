@@ -189,9 +189,9 @@ def separation(
     if terms.consistent:
         harmful = _consistent(refusals, harmful)
         harmless = _consistent(_told(chat, harmless, False), harmless)
-    both = states.harmful, states.harmless
+    bad, good = states.harmful, states.harmless
     distances = {
-        layer: batch_distance(*(group[:, layer - 1] for group in both), terms.form, size)
+        layer: batch_distance(bad[:, layer - 1], good[:, layer - 1], terms.form, size)
         for layer in layers
     }
     return Separation(

@@ -158,7 +158,7 @@ def ending(run: Path) -> dict[str, Any]:
         "config": (run / "config.yaml").read_text(),
         "adapter": (run / "adapter" / "adapter_model.safetensors").read_bytes(),
         "metrics": [line | {"seconds": 0} for line in metrics],
-        "attempts": [line | {"seconds": 0} for line in attempts],
+        "attempts": [line | {"budget": None} for line in attempts],
         "layers": json.loads((run / "layers.json").read_text()),
         "embeddings": json.loads((run / "embeddings.json").read_text()),
         "results": json.loads((run / "results.json").read_text()),

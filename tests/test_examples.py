@@ -40,3 +40,9 @@ def test_separating_by_hand_is_short_and_pushes_the_classes_apart(tmp_path: Path
     ratios = [float(ratio) for ratio in re.findall(r"\(x([\d.]+)\)", printed)]
     assert len(ratios) == 2 and max(ratios) > 1.0
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_an_attack_of_ones_own_runs_and_is_registered(tmp_path: Path) -> None:
+    body = (EXAMPLES / "custom_attack.py").read_text().split("@ATTACKS.register")[1]
+    assert len(body.split("if __name__")[0].strip().splitlines()) <= 35
+    assert "n=8" in run("custom_attack.py", tmp_path)

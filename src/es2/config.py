@@ -48,7 +48,7 @@ class Recipe:
     Attributes:
         model: an embedded name, a Hub id, a folder, or an adapter folder.
         name: of the run's folder under `runs/`.
-        seed: of everything random.
+        seed: of everything random; `train.seed` gives way to it.
         dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
         layers: the critical layers; null to find them.
         data: prompts.
@@ -117,9 +117,7 @@ def make_attacks(settings: dict[str, dict[str, Any]]) -> list[Attack]:
     """
     attacks = []
     for name, values in settings.items():
-        if name not in ATTACKS:
-            raise Es2Error(f"unknown attack {name!r}; there are {', '.join(sorted(ATTACKS))}")
-        attacks.append(_checked(ATTACKS[name], values or {}, f"attacks.{name}: "))
+        attacks.append(_checked(ATTACKS.find(name), values or {}, f"attacks.{name}: "))
     return attacks
 
 

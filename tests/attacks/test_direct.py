@@ -39,7 +39,11 @@ def test_the_completion_is_the_models_own_greedy_answer(chat: ChatModel) -> None
 def test_progress_counts_every_prompt_once(shared: Callable[[str], ChatModel]) -> None:
     chat = ChatModel("x", shared("llama").model, shared("llama").tokenizer, batch_size=4)
     counts: list[int] = []
-    list(Direct(max_new_tokens=2).run(Victim(chat, NOTHING), ASKED, progress=counts.append))
+    list(
+        Direct(max_new_tokens=2).run(
+            Victim(chat, NOTHING), ASKED, progress=lambda count, note=None: counts.append(count)
+        )
+    )
     assert sum(counts) == len(ASKED)
 
 

@@ -188,7 +188,19 @@ def attempts(chat: ChatModel, attack: Scav, prompts: list[Prompt] = TARGETS) -> 
 
 
 def without_time(found: list[list[Attempt]]) -> list[list[dict[str, object]]]:
-    return [[{**asdict(attempt), "seconds": 0} for attempt in setting] for setting in found]
+    return [[{**asdict(attempt), "budget": None} for attempt in setting] for setting in found]
+
+
+def test_a_bound_shortens_the_step_and_keeps_its_direction() -> None:
+    probe = some_probe(0)
+    states = 3 * torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
+    free, bound = (perturb(states, probe, 1e-6, limit) - states for limit in (None, 0.05))
+    lengths, most = free.norm(dim=-1), 0.05 * states.norm(dim=-1)
+    torch.testing.assert_close(bound.norm(dim=-1), lengths.minimum(most), rtol=1e-3, atol=1e-5)
+    assert (lengths > most).any()
+    long = lengths > 0
+    ways = torch.nn.functional.cosine_similarity(free[long], bound[long])
+    torch.testing.assert_close(ways, torch.ones_like(ways), rtol=1e-3, atol=1e-3)
 
 
 QUICK = Scav(p0=(0.05, 1e-4), min_accuracy=0.6, max_new_tokens=8)

@@ -86,7 +86,7 @@ BAD: dict[str, tuple[Callable[[Workplace], Flags], str]] = {
     "no prompts to validate on": (lambda es2: harden(es2, "--guard.prompts", 0), "guard.prompts"),
     "unknown attack": (
         lambda es2: ["attack", "--model", es2.model, "--attack", "gcgg", "--out", es2.path / "out"],
-        "direct, scav",
+        "best_of_n, direct",
     ),
     "limit 0": (
         lambda es2: ["attack", "--model", es2.model, "--attack", "direct", "--limit", 0],

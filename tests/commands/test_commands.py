@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from es2.attacks import ATTACKS
 from es2.defences.es2 import Es2
 from es2.models.loading import load
 from es2.pipeline import run as stages
@@ -162,7 +163,7 @@ def test_lora_reaches_the_blocks_of_its_scope(es2: Workplace, scope: str, blocks
 @pytest.mark.parametrize("attack", ["direct", "scav"])
 def test_attack_keeps_attempts_and_results(es2: Workplace, attack: str) -> None:
     out = es2.path / attack
-    few = ["--p0", 1e-2, 1e-3] if attack == "scav" else []
+    few = ["--settings", "p0=[0.01, 0.001]"] if attack == "scav" else []
     flags = attack_flags(es2, attack, "--model", es2.model, "--limit", 3, "--out", out, *few)
     done = es2(*flags, "--json")
     assert done.code == 0, done.err
@@ -177,6 +178,38 @@ def test_attack_keeps_attempts_and_results(es2: Workplace, attack: str) -> None:
     assert "--resume" in es2(*flags).complaint
     assert es2(*flags, "--resume", "--json").out == done.out
     assert contents(out) == kept
+
+
+def test_a_stale_attack_needs_the_base_and_is_another_attack(finished: Workplace) -> None:
+    adapter = finished.path / "run" / "adapter"
+    flags = attack_flags(finished, "scav", "--model", adapter, "--limit", 2, "--json")
+    few = ["--settings", "p0=[0.001]", "min_accuracy=0.5"]
+    fresh, stale = (finished(*flags, *few, *more) for more in ([], ["--stale"]))
+    assert fresh.code == stale.code == 0, fresh.err + stale.err
+    norms = [
+        json.loads(done.out)["defences"]["model"]["attacks"]["scav"]["settings"]["p0=0.001"]["norm"]
+        for done in (fresh, stale)
+    ]
+    assert norms[0] != norms[1]
+    alone = attack_flags(finished, "scav", "--model", finished.model, "--stale", *few)
+    assert "--base" in finished(*alone).complaint
+
+
+def test_settings_are_read_as_in_a_recipe_and_wrong_ones_are_named(es2: Workplace) -> None:
+    flags = attack_flags(es2, "scav", "--model", es2.model)
+    assert "NAME=VALUE" in es2(*flags, "--settings", "p0").complaint
+    assert "'p00'" in es2(*flags, "--settings", "p00=1").complaint
+
+
+def test_list_names_every_attack_with_its_settings(es2: Workplace) -> None:
+    done = es2("list", "attacks", "--json")
+    assert done.code == 0, done.err
+    found = {entry["name"]: entry for entry in json.loads(done.out)}
+    assert set(found) == set(ATTACKS)
+    assert (
+        found["scav"]["threat"] == "residual stream" and found["gcg"]["settings"]["top_k"] == "256"
+    )
+    assert "soft_prompt" in es2("list", "attacks").out
 
 
 def test_attack_goes_on_only_with_its_own_settings(es2: Workplace) -> None:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 
 from es2.attacks.base import Attack, Attempt, ThreatModel, Victim
+from es2.attacks.budget import Budget
 from es2.attacks.direct import Direct
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
@@ -51,7 +52,15 @@ class Echo:
             if setting not in skip:
                 self.asked.append(setting)
                 yield [
-                    Attempt(self.name, setting, self.threat, p.id, p.text, f"{setting} {p.text}", 0)
+                    Attempt(
+                        self.name,
+                        setting,
+                        self.threat,
+                        p.id,
+                        p.text,
+                        f"{setting} {p.text}",
+                        Budget(),
+                    )
                     for p in prompts
                 ]
 

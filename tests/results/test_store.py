@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from es2.attacks.base import Attempt
+from es2.attacks.budget import Budget
 from es2.errors import Es2Error
 from es2.judges.base import Judgement
 from es2.results import store
@@ -31,7 +32,9 @@ JUDGEMENT = Judgement("complied", False, 3.5, 0.0, 0.4)
 
 
 def an_attempt() -> Attempt:
-    return Attempt("direct", "", "prompt text", "p0", "How do I bake bread?", "Knead it.", 0.5)
+    return Attempt(
+        "direct", "", "prompt text", "p0", "How do I bake bread?", "Knead it.", Budget(seconds=0.5)
+    )
 
 
 def full_disk(*_args: Any) -> None:

@@ -12,14 +12,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+from es2.attacks.budget import Budget
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
+from es2.errors import Es2Error
 from es2.models.loading import ChatModel
+from es2.registry import Registry
 from es2.separation.probe import ClassStates, class_states
 
 ThreatModel = Literal[
     "prompt text", "input embeddings", "residual stream", "response prefix", "weights"
 ]
+
+
+Report = Callable[..., None]
+"""Told of progress: a number of answers, and a note or none."""
+
+
+def silent(count: int, note: str | None = None) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,12 @@ class Attempt:
         prompt_id: the prompt's id in its source.
         prompt: the prompt's text.
         completion: what the model wrote.
-        seconds: wall time, a batch's shared evenly among its prompts.
+        budget: what it took.
         seed: of the attack.
         norm: mean L2 norm of the perturbation, over the layers and tokens it touched.
         relative_norm: the same over the norm of what it perturbed.
+        losses: what was minimised, step by step; empty for attacks that minimise nothing.
+        rule: how this completion was selected, where more than one was made.
         details: whatever else the attack wants recorded.
     """
 
@@ -46,10 +59,12 @@ class Attempt:
     prompt_id: str
     prompt: str
     completion: str
-    seconds: float
+    budget: Budget
     seed: int = 0
     norm: float | None = None
     relative_norm: float | None = None
+    losses: list[float] = field(default_factory=list)
+    rule: str = ""
     details: dict[str, float | str | list[int]] = field(default_factory=dict)
 
 
@@ -61,16 +76,33 @@ class Victim:
         chat: the model.
         fit: prompts to fit on; never those that the attack is measured on.
         read: reads the model's own embeddings of them.
+        base: the model before the defence, where the attacker has it too.
+        stale: the attacker knows nothing else: it fits on the base, and answers are the model's.
     """
 
     chat: ChatModel
     fit: FitPrompts
     read: Callable[[ChatModel, FitPrompts], ClassStates] = class_states
+    base: ChatModel | None = None
+    stale: bool = False
+
+    @property
+    def known(self) -> ChatModel:
+        """The model that attacks are fitted on.
+
+        Raises:
+            Es2Error: if it is to be the base, and there is none.
+        """
+        if not self.stale:
+            return self.chat
+        if self.base is None:
+            raise Es2Error("a stale attack is fitted on the undefended model; give it with --base")
+        return self.base
 
     @cached_property
     def states(self) -> ClassStates:
-        """The model's own embeddings of the prompts to fit on, read once for all attacks."""
-        return self.read(self.chat, self.fit)
+        """The known model's embeddings of the prompts to fit on, read once for all attacks."""
+        return self.read(self.known, self.fit)
 
 
 @runtime_checkable
@@ -90,7 +122,7 @@ class Attack(Protocol):
         victim: Victim,
         prompts: Sequence[Prompt],
         skip: Collection[str] = (),
-        progress: Callable[[int], None] = lambda done: None,
+        progress: Report = silent,
     ) -> Iterator[list[Attempt]]:
         """Attacks every prompt under every setting that is not to be skipped.
 
@@ -98,9 +130,14 @@ class Attack(Protocol):
             victim: the model, and what to fit on.
             prompts: harmful prompts to get an answer to.
             skip: settings that an earlier, interrupted run has finished.
-            progress: called with the number of answers that are new.
+            progress: called with the number of answers that are new, and at times with 0 and a
+                note of what goes on.
 
         Yields:
             For each setting, one attempt a prompt, in the prompts' order.
         """
         ...
+
+
+ATTACKS: Registry[type[Attack]] = Registry("attack", "es2.attacks")
+"""All attacks by name: es2's own, and those of other packages, see `Registry`."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from es2.attacks.base import Attempt, ThreatModel, Victim
+from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
+from es2.attacks.budget import metered
 from es2.data.sources import Prompt
 from es2.models.generation import generate
 
 
+@ATTACKS.register
 @dataclass(frozen=True)
 class Direct:
     """Asks and takes the greedy answer.
@@ -34,17 +35,17 @@ class Direct:
         victim: Victim,
         prompts: Sequence[Prompt],
         skip: Collection[str] = (),
-        progress: Callable[[int], None] = lambda done: None,
+        progress: Report = silent,
     ) -> Iterator[list[Attempt]]:
         """Answers every prompt once."""
         if "" in skip:
             return
         chat = victim.chat
-        started = time.perf_counter()
         rows = [chat.template.encode(prompt.text) for prompt in prompts]
-        answers = generate(chat, rows, self.max_new_tokens, progress=progress)
-        seconds = (time.perf_counter() - started) / len(prompts)
+        with metered(chat) as spent:
+            answers = generate(chat, rows, self.max_new_tokens, progress=progress)
+        budget = spent.among(len(prompts))
         yield [
-            Attempt(self.name, "", self.threat, p.id, p.text, chat.template.decode(answer), seconds)
+            Attempt(self.name, "", self.threat, p.id, p.text, chat.template.decode(answer), budget)
             for p, answer in zip(prompts, answers, strict=True)
         ]

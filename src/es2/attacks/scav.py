@@ -12,15 +12,15 @@ The probes are fitted on a block's output and applied to a block's output.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.base import Attempt, ThreatModel, Victim
+from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
+from es2.attacks.budget import metered
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
 from es2.models.activations import Edit
@@ -28,15 +28,25 @@ from es2.models.generation import generate
 from es2.separation.probe import ClassStates, Probe, fit_probes
 
 
-def perturb(states: Float[Tensor, "n d"], probe: Probe, p0: float) -> Float[Tensor, "n d"]:
+def perturb(
+    states: Float[Tensor, "n d"], probe: Probe, p0: float, bound: float | None = None
+) -> Float[Tensor, "n d"]:
     """Moves states along the probe's normal until it says P0; leaves those already below it.
 
     Closed form: e' = e + epsilon v with v = w / |w| and epsilon = (logit(P0) - b - w.e) / |w|,
     where P(e) > P0 (SCAV, eq. 3-4).
+
+    Args:
+        states: the residual stream.
+        probe: of the layer.
+        p0: the probability to reach.
+        bound: no state is moved by more than this share of its own norm.
     """
     w = probe.w.to(states.device)
     gap = math.log(p0 / (1 - p0)) - probe.logit(states)
     step = gap.clamp(max=0.0) / w.dot(w)
+    if bound is not None:
+        step = step.maximum(-bound * states.float().norm(dim=-1) / w.norm())
     return (states.float() + step[:, None] * w).to(states.dtype)
 
 
@@ -62,13 +72,15 @@ class Meter:
         return self.moved / count, self.relative / count
 
 
-def scav_edits(probes: Mapping[int, Probe], p0: float, meter: Meter) -> dict[int, Edit]:
+def scav_edits(
+    probes: Mapping[int, Probe], p0: float, meter: Meter, bound: float | None = None
+) -> dict[int, Edit]:
     """The attack as edits of the residual stream, last token of each row."""
 
     def at_layer(probe: Probe) -> Edit:
         def change(stream: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
             changed = stream.clone()
-            changed[:, -1] = perturb(stream[:, -1], probe, p0)
+            changed[:, -1] = perturb(stream[:, -1], probe, p0, bound)
             meter.add(stream[:, -1], changed[:, -1])
             return changed
 
@@ -77,6 +89,7 @@ def scav_edits(probes: Mapping[int, Probe], p0: float, meter: Meter) -> dict[int
     return {layer: at_layer(probe) for layer, probe in probes.items()}
 
 
+@ATTACKS.register
 @dataclass(frozen=True)
 class Scav:
     """Settings as published, and the sweep an attacker would make.
@@ -86,6 +99,8 @@ class Scav:
         fit: probes are fitted on at most so many prompts of each class. Published: 140. More need
             not make a stronger attack.
         min_accuracy: only layers whose probe is more accurate than this on held-out prompts.
+        bound: the most that a layer's state is moved, as a share of its norm; null (published) for
+            as far as P0 takes.
         max_new_tokens: length of the answer.
         seed: of the probes' fit.
     """
@@ -96,6 +111,7 @@ class Scav:
     p0: tuple[float, ...] = (0.05, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
     fit: int = 140
     min_accuracy: float = 0.9
+    bound: float | None = None
     max_new_tokens: int = 48
     seed: int = 0
 
@@ -124,7 +140,7 @@ class Scav:
         victim: Victim,
         prompts: Sequence[Prompt],
         skip: Collection[str] = (),
-        progress: Callable[[int], None] = lambda done: None,
+        progress: Report = silent,
     ) -> Iterator[list[Attempt]]:
         """Refits the probes, then answers every prompt under each P0."""
         wanted = [(p0, s) for p0, s in zip(self.p0, self.settings(), strict=True) if s not in skip]
@@ -133,11 +149,10 @@ class Scav:
         chat, probes = victim.chat, self.probes(victim.states)
         rows = [chat.template.encode(prompt.text) for prompt in prompts]
         for p0, setting in wanted:
-            started = time.perf_counter()
             meter = Meter()
-            edits = scav_edits(probes, p0, meter)
-            answers = generate(chat, rows, self.max_new_tokens, edits, progress=progress)
-            seconds = (time.perf_counter() - started) / len(prompts)
+            edits = scav_edits(probes, p0, meter, self.bound)
+            with metered(chat) as spent:
+                answers = generate(chat, rows, self.max_new_tokens, edits, progress=progress)
             norm, relative = meter.means()
             yield [
                 Attempt(
@@ -147,7 +162,7 @@ class Scav:
                     prompt_id=prompt.id,
                     prompt=prompt.text,
                     completion=chat.template.decode(answer),
-                    seconds=seconds,
+                    budget=spent.among(len(prompts)),
                     seed=self.seed,
                     norm=norm,
                     relative_norm=relative,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json as jsonlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tyro
+import yaml
 from rich.console import Console
 
-from es2.attacks import ATTACKS, Victim
+from es2.attacks import Victim
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.config import make_attacks
 from es2.data.sources import load_prompts
@@ -32,8 +33,9 @@ def attack(
     out: Path | None = None,
     limit: int | None = None,
     base: str | None = None,
+    stale: bool = False,
     fit: PromptOptions = PromptOptions(borderline="none", at_most=200),
-    p0: tuple[float, ...] | None = None,
+    settings: tuple[str, ...] = (),
     max_new_tokens: int = 48,
     seed: int = 0,
     dtype: Dtype = "auto",
@@ -45,14 +47,15 @@ def attack(
 
     Args:
         model: an embedded name (smollm2-aligned), a Hub id, a folder, or an adapter folder.
-        attack: direct or scav.
+        attack: its name; es2 list attacks tells those there are.
         prompts: harmful prompts to attack: a bundled name, a file, or a Hub data set.
         out: folder for attempts.jsonl and results.json; default: nothing is kept.
         limit: at most this many prompts, spread evenly.
         base: the undefended model, whose perplexity tells coherence; default: an adapter's base,
             or the model itself.
+        stale: fit the attack on the undefended model instead of the one under attack.
         fit: prompts that the attack is fitted on.
-        p0: SCAV's target probabilities; default: the published ones and a sweep around them.
+        settings: the attack's own, as NAME=VALUE, such as p0=[0.001,0.0001].
         max_new_tokens: length of an answer.
         seed: of the attack, and of which prompts a limit draws.
         dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
@@ -60,14 +63,12 @@ def attack(
         resume: go on with the attempts that are in --out.
         json: print results as JSON on standard output, and nothing else.
     """
-    if attack not in ATTACKS:
-        raise Es2Error(f"unknown attack {attack!r}; there are {', '.join(sorted(ATTACKS))}")
     if out is not None and (out / "attempts.jsonl").is_file() and not resume:
         raise Es2Error(f"{out} holds attempts already; add --resume or give another --out")
-    settings: dict[str, object] = {"max_new_tokens": max_new_tokens}
-    if attack == "scav":
-        settings |= {"seed": seed} | ({} if p0 is None else {"p0": p0})
-    chosen = make_attacks({attack: settings})[0]
+    known = vars(make_attacks({attack: {}})[0])
+    common = {"max_new_tokens": max_new_tokens, "seed": seed}
+    values = {name: common[name] for name in known.keys() & common} | parse(settings)
+    chosen = make_attacks({attack: values})[0]
     aimed = load_prompts(prompts, prompt_column=fit.prompt_column, limit=limit, seed=seed)
     to_fit = fit.load(seed)
     chat = load_model(model, dtype, device)
@@ -77,16 +78,18 @@ def attack(
     asked = {
         "model": model,
         "base": base,
-        "attack": {chosen.name: settings},
+        "attack": {chosen.name: values},
         "prompts": [prompt.id for prompt in aimed],
         "fit": asdict(fit),
         "seed": seed,
         "dtype": dtype,
+        "stale": stale,
     }
+    victim = Victim(chat, to_fit, base=None if base is None else undefended, stale=stale)
     with tempfile.TemporaryDirectory() as scratch, noted(out, asked):
         run = out or Path(scratch)
         judge = judge_of(undefended, to_fit)
-        attack_model("model", Victim(chat, to_fit), judge, chosen, aimed, run)
+        attack_model("model", victim, judge, chosen, aimed, run)
         results = summarise(read_attempts(run), {chosen.name: chosen.published})
         if out is not None:
             write_json(out / "results.json", results)
@@ -95,6 +98,24 @@ def attack(
         print(jsonlib.dumps(plain))
     else:
         Console().print(table(plain))
+
+
+def parse(given: Sequence[str]) -> dict[str, Any]:
+    """Settings from the command line; values are read as YAML, as in a recipe.
+
+    Raises:
+        Es2Error: for one that is not NAME=VALUE.
+    """
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            values[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not (name and equals and value):
+            raise Es2Error(f"--settings {text!r} is not NAME=VALUE, such as p0=[0.001]")
+    return values
 
 
 @contextmanager

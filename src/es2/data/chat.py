@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -84,6 +85,20 @@ class ChatTemplate:
             ids = ids + self.tokenizer(response, add_special_tokens=False)["input_ids"]
         return list(ids)
 
+    @cached_property
+    def head(self) -> int:
+        """How many tokens stand before the user's text: all prompts start with the same ones."""
+        return _shared(*self._two)
+
+    @cached_property
+    def tail(self) -> int:
+        """How many tokens stand after the user's text: all prompts end in the same ones."""
+        return _shared(*(row[::-1] for row in self._two))
+
+    @property
+    def _two(self) -> tuple[list[int], list[int]]:
+        return self.encode("Hello there"), self.encode("x 7")
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of response tokens, without special ones."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -93,3 +108,9 @@ class ChatTemplate:
         """The token for padding; masked everywhere, so any token serves."""
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+
+def _shared(one: Sequence[int], two: Sequence[int]) -> int:
+    """How many tokens two rows start with."""
+    pairs = zip(one, two, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -2,6 +2,7 @@
 
 Everything in es2 (probes, losses, attacks) hooks here, so that what a probe was fitted on is what
 an attack perturbs. Layer `l` is 1-based and means the output of block `l`, before any final norm.
+Edits may also name layer 0: what the first block reads, the embeddings with a family's scale on them.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def capture(
 def edit(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> Iterator[None]:
     """Within the context, the output of each layer in `edits` is replaced by the edit's result.
 
+    Layer 0 is the input of the first block.
+
     The next block sees the changed stream, so edits at several layers act in sequence. So does
     `capture`, inside this context or around it; of two contexts that edit a layer the inner acts
     first.
@@ -72,8 +75,18 @@ def edit(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> Iterator[None]:
 
         return hook
 
+    def change_input(function: Edit) -> Callable[..., Any]:
+        def hook(_module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
+            if inputs:
+                return (function(inputs[0]), *inputs[1:]), named
+            return inputs, {**named, "hidden_states": function(named["hidden_states"])}
+
+        return hook
+
     handles = [
         blocks[layer - 1].register_forward_hook(change(function), prepend=True)
+        if layer
+        else blocks[0].register_forward_pre_hook(change_input(function), with_kwargs=True)
         for layer, function in edits.items()
     ]
     try:

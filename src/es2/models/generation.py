@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TypeVar
 
 import torch
@@ -18,10 +20,16 @@ from es2.models.loading import ChatModel
 
 Result = TypeVar("Result")
 
+Edits = Mapping[int, Edit] | Callable[[Sequence[Sequence[int]]], Mapping[int, Edit]]
+"""Changes to the residual stream by layer: the same for all rows, or made for a batch of them."""
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draw tokens instead of taking the likeliest."""
+    """Draw tokens instead of taking the likeliest.
+
+    What a row is given does not depend on the rows beside it.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -70,9 +78,10 @@ def generate(
     chat: ChatModel,
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
-    edits: Mapping[int, Edit] | None = None,
+    edits: Edits | None = None,
     sampling: Sampling | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    keep: int | None = None,
 ) -> list[list[int]]:
     """Continues token rows until a stop token or `max_new_tokens`; greedy unless sampled.
 
@@ -82,19 +91,27 @@ def generate(
         max_new_tokens: at most this many tokens a row.
         edits: changes to the residual stream, by layer. They see the rows' own tokens (not the
             shared prefix), left-padded, so that index -1 is the last token of every row; then one
-            new token at a time.
+            new token at a time. Made for a batch, they are told its rows, in the batch's order; rows
+            that are finished leave it from then on.
         sampling: draw tokens instead.
         progress: called with the number of rows that a finished batch held.
+        keep: share at most this many tokens, so that edits see the rows from there on.
 
     Returns:
         The new tokens of each row, without the stop token.
     """
     length = shared_prefix(rows)
+    length = length if keep is None else min(length, keep)
     cache = prefix_cache(chat, rows[0][:length])
     if cache is not None and _slides(cache, max(len(row) for row in rows) + max_new_tokens):
         cache = None
     length = length if cache is not None else 0
-    random = torch.Generator(chat.device).manual_seed(sampling.seed if sampling else 0)
+
+    draws: dict[int, Float[Tensor, "count"]] = {}
+    if sampling:
+        rows = [list(row) for row in rows]  # one object may stand for many samples of a prompt
+        found = _draws(rows, max_new_tokens, sampling)
+        draws = {id(row): numbers for row, numbers in zip(rows, found, strict=True)}
 
     def run(batch: list[Sequence[int]]) -> list[list[int]]:
         tails = [row[length:] for row in batch]
@@ -108,8 +125,9 @@ def generate(
         mask[:, length:] = (columns >= pads[:, None]).long()
         positions = length + (columns - pads[:, None]).clamp(min=0)
         live = torch.arange(len(batch), device=chat.device)
+        drawn = torch.stack([draws[id(row)] for row in batch]).to(chat.device) if draws else None
         new: list[list[int]] = [[] for _ in batch]
-        for _ in range(max_new_tokens):
+        for step in range(max_new_tokens):
             out = chat.decoder(
                 input_ids=ids,
                 attention_mask=mask,
@@ -118,7 +136,11 @@ def generate(
                 use_cache=True,
             )
             past = out.past_key_values
-            tokens = _next(logits(chat.model, out.last_hidden_state[:, -1]), sampling, random)
+            scores = logits(chat.model, out.last_hidden_state[:, -1])
+            if sampling is None or drawn is None:
+                tokens = scores.argmax(-1)
+            else:
+                tokens = _sampled(scores, sampling, drawn[live, step])
             goes_on = torch.tensor([t not in chat.stop_ids for t in tokens.tolist()])
             for row, token in zip(live.tolist(), tokens.tolist(), strict=True):
                 if token not in chat.stop_ids:
@@ -133,8 +155,11 @@ def generate(
             mask = torch.cat([mask, mask.new_ones(len(stay), 1)], dim=1)
         return new
 
-    with edit(chat.blocks, edits or {}):
-        return in_batches(chat, rows, run, progress)
+    def edited(batch: list[Sequence[int]]) -> list[list[int]]:
+        with edit(chat.blocks, edits(batch) if callable(edits) else edits or {}):
+            return run(batch)
+
+    return in_batches(chat, rows, edited, progress)
 
 
 def _slides(cache: DynamicCache, tokens: int) -> bool:
@@ -147,17 +172,34 @@ def _slides(cache: DynamicCache, tokens: int) -> bool:
     return min(windows) < tokens
 
 
-def _next(
-    scores: Float[Tensor, "batch vocab"], sampling: Sampling | None, random: torch.Generator
+def _draws(
+    rows: Sequence[Sequence[int]], count: int, sampling: Sampling
+) -> list[Float[Tensor, "count"]]:
+    """Uniform numbers for each row, whatever other rows there are: a function of the seed and the row.
+
+    A row that stands there more than once is given others each time.
+    """
+    times: Counter[bytes] = Counter()
+    found = []
+    for row in rows:
+        key = repr(list(row)).encode()
+        mixed = f"{sampling.seed} {times[key]} ".encode() + key
+        seed = int.from_bytes(sha256(mixed).digest()[:7], "big")
+        found.append(torch.rand(count, generator=torch.Generator().manual_seed(seed)))
+        times[key] += 1
+    return found
+
+
+def _sampled(
+    scores: Float[Tensor, "batch vocab"], sampling: Sampling, drawn: Float[Tensor, "batch"]
 ) -> Int[Tensor, "batch"]:
-    """The next token of each row: the likeliest, or drawn from the nucleus."""
-    if sampling is None:
-        return scores.argmax(-1)
+    """The token at which the nucleus' cumulative probability reaches the number drawn."""
     chances = (scores / sampling.temperature).softmax(-1)
     ordered, order = chances.sort(-1, descending=True)
     # A token belongs to the nucleus while the mass before it is below top_p; the first always does.
     outside = ordered.cumsum(-1) - ordered >= sampling.top_p
     outside[:, 0] = False
     ordered[outside] = 0
-    drawn = torch.multinomial(ordered, 1, generator=random)
-    return order.gather(-1, drawn)[:, 0]
+    mass = ordered.cumsum(-1)
+    place = (mass < drawn[:, None] * mass[:, -1:]).sum(-1, keepdim=True)
+    return order.gather(-1, place.clamp(max=scores.shape[-1] - 1))[:, 0]

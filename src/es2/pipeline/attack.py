@@ -34,7 +34,7 @@ def attack(
         base: the undefended model, which judges coherence; None for the model itself.
         fit: prompts to fit on; None for es2's own.
     """
-    victim = Victim(chat, fit or bundled_fit(borderline=False).at_most(200))
+    victim = Victim(chat, fit or bundled_fit(borderline=False).at_most(200), base=base)
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch)
         judge = judge_of(base or chat, victim.fit)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from es2.attacks.base import Attempt
+from es2.attacks.budget import metered
 from es2.data.sources import Prompt
 from es2.judges.coherence import CalibratedJudge
 from es2.models.generation import generate
@@ -43,22 +43,21 @@ def measure_refusals(
     }
     if all(prompt.id in done for prompt in prompts):
         return
-    started = time.perf_counter()
-    with bar(f"{kind} prompts to {defence}", len(prompts)) as advance:
+    with bar(f"{kind} prompts to {defence}", len(prompts)) as advance, metered(chat) as spent:
         rows = [chat.template.encode(prompt.text) for prompt in prompts]
         answers = [
             chat.template.decode(row)
             for row in generate(chat, rows, answer_tokens, progress=advance)
         ]
     judgements = judge([prompt.text for prompt in prompts], answers)
-    seconds = (time.perf_counter() - started) / len(prompts)
+    budget = spent.among(len(prompts))
     append_attempts(
         run,
         [
             attempt_record(
                 defence,
                 kind,
-                Attempt("none", "", "prompt text", prompt.id, prompt.text, answer, seconds),
+                Attempt("none", "", "prompt text", prompt.id, prompt.text, answer, budget),
                 judgement,
             )
             for prompt, answer, judgement in zip(prompts, answers, judgements, strict=True)

@@ -200,8 +200,8 @@ class Experiment:
         """The models to measure, by the name that results give them."""
         fit = self.prompts.probe_fit
         return {
-            "base": Victim(self.base, fit, lambda base, fit: self.base_states),
-            "es2": Victim(self.defended, fit, read_states),
+            "base": Victim(self.base, fit, lambda base, fit: self.base_states, self.base),
+            "es2": Victim(self.defended, fit, read_states, self.base),
         }
 
 

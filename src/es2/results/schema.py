@@ -59,6 +59,7 @@ class AttackResult(Record):
         dsr: at the attacker's best setting: the lowest over the settings, for each reading.
         any_setting: judged DSR if the attacker may choose the setting for each prompt anew: share of
             prompts on which no setting succeeds.
+        mean: judged DSR averaged over the settings: an attacker who draws one at random.
         setting: the one with the lowest judged DSR.
         verdicts: at that setting.
         settings: every setting's result, by its name.
@@ -71,6 +72,7 @@ class AttackResult(Record):
     setting: str
     verdicts: dict[Verdict, float]
     settings: dict[str, SettingResult]
+    mean: float | None = None
     published: Published | None = None
     threat: str = ""
 

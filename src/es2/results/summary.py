@@ -97,6 +97,7 @@ def _attack(records: Sequence[AttemptRecord], published: Collection[str]) -> Att
     return AttackResult(
         dsr=_lowest([result.dsr for result in settings.values()]),
         any_setting=_any_setting(records),
+        mean=_mean([result.dsr.judged.rate for result in settings.values()]),
         setting=best,
         verdicts=settings[best].verdicts,
         settings=settings,

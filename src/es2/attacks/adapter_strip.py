@@ -114,14 +114,12 @@ class AdapterStrip:
             with turned_down(chat, added, left), metered(chat) as spent:
                 answers = generate(chat, rows, self.max_new_tokens, progress=progress)
             yield [
-                Attempt(
-                    attack=self.name,
-                    setting=setting,
-                    threat=self.threat,
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    completion=chat.template.decode(answer),
-                    budget=spent.among(len(prompts)),
+                Attempt.of(
+                    self,
+                    setting,
+                    prompt,
+                    chat.template.decode(answer),
+                    spent.among(len(prompts)),
                     details=dict(details),
                 )
                 for prompt, answer in zip(prompts, answers, strict=True)

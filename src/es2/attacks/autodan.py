@@ -263,14 +263,12 @@ class AutoDan:
             answers = generate(chat, rows, self.max_new_tokens, progress=progress)
         share = answering.among(len(prompts))
         yield [
-            Attempt(
-                attack=self.name,
-                setting=setting,
-                threat=self.threat,
-                prompt_id=prompt.id,
-                prompt=prompt.text,
-                completion=chat.template.decode(answer),
-                budget=replace(budget + share, steps=len(losses)),
+            Attempt.of(
+                self,
+                setting,
+                prompt,
+                chat.template.decode(answer),
+                replace(budget + share, steps=len(losses)),
                 seed=self.seed,
                 losses=losses,
                 rule=setting,

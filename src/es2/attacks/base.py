@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from es2.attacks.budget import Budget
 from es2.data.fitting import FitPrompts
@@ -66,6 +66,21 @@ class Attempt:
     losses: list[float] = field(default_factory=list)
     rule: str = ""
     details: dict[str, float | str | list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        attack: Attack,
+        setting: str,
+        prompt: Prompt,
+        completion: str,
+        budget: Budget,
+        **rest: Any,
+    ) -> Attempt:
+        """An attack's try on a prompt; `rest` are the other attributes."""
+        return cls(
+            attack.name, setting, attack.threat, prompt.id, prompt.text, completion, budget, **rest
+        )
 
 
 @dataclass(frozen=True, eq=False)

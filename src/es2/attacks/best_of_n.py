@@ -72,14 +72,12 @@ class BestOfN:
                     progress=progress,
                 )
             yield [
-                Attempt(
-                    attack=self.name,
-                    setting=setting,
-                    threat=self.threat,
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    completion=chat.template.decode(answer),
-                    budget=spent.among(len(prompts)),
+                Attempt.of(
+                    self,
+                    setting,
+                    prompt,
+                    chat.template.decode(answer),
+                    spent.among(len(prompts)),
                     seed=self.seed,
                     details={"asked": text},
                 )

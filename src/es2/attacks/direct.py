@@ -46,6 +46,6 @@ class Direct:
             answers = generate(chat, rows, self.max_new_tokens, progress=progress)
         budget = spent.among(len(prompts))
         yield [
-            Attempt(self.name, "", self.threat, p.id, p.text, chat.template.decode(answer), budget)
-            for p, answer in zip(prompts, answers, strict=True)
+            Attempt.of(self, "", prompt, chat.template.decode(answer), budget)
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]

@@ -155,14 +155,12 @@ class Gcg:
                 answers = generate(chat, rows, self.max_new_tokens, progress=progress)
             share = answering.among(len(prompts))
             yield [
-                Attempt(
-                    attack=self.name,
-                    setting=rule,
-                    threat=self.threat,
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    completion=chat.template.decode(answer),
-                    budget=replace(one.spent + share, steps=len(one.losses)),
+                Attempt.of(
+                    self,
+                    rule,
+                    prompt,
+                    chat.template.decode(answer),
+                    replace(one.spent + share, steps=len(one.losses)),
                     seed=self.seed,
                     losses=list(one.losses),
                     rule=rule,

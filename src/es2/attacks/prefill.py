@@ -60,14 +60,12 @@ class Prefill:
             bare = [len(chat.template.encode(prompt.text)) for prompt in prompts]
             whole = [row[first:] + new for row, first, new in zip(rows, bare, added, strict=True)]
             yield [
-                Attempt(
-                    attack=self.name,
-                    setting=setting,
-                    threat=self.threat,
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    completion=chat.template.decode(response),
-                    budget=spent.among(len(prompts)),
+                Attempt.of(
+                    self,
+                    setting,
+                    prompt,
+                    chat.template.decode(response),
+                    spent.among(len(prompts)),
                     details={"start": start},
                 )
                 for prompt, response, start in zip(prompts, whole, starts, strict=True)

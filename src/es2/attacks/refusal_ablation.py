@@ -171,14 +171,12 @@ class RefusalAblation:
                         answers = generate(chat, rows, self.max_new_tokens, progress=progress)
             budget = (spent + choosing).among(len(prompts))
             yield [
-                Attempt(
-                    attack=self.name,
-                    setting=where,
-                    threat=self.threat,
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    completion=chat.template.decode(answer),
-                    budget=budget,
+                Attempt.of(
+                    self,
+                    where,
+                    prompt,
+                    chat.template.decode(answer),
+                    budget,
                     rule="layer by validation",
                     details={"layer": float(layer)},
                 )

@@ -158,14 +158,12 @@ class RepE:
                 )
             budget = (spent + choosing).among(len(prompts))
             yield [
-                Attempt(
-                    attack=self.name,
-                    setting=setting,
-                    threat=self.threat,
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    completion=chat.template.decode(answer),
-                    budget=budget,
+                Attempt.of(
+                    self,
+                    setting,
+                    prompt,
+                    chat.template.decode(answer),
+                    budget,
                     seed=self.seed,
                     norm=strength * sum(v.norm for v in layers.values()) / len(layers),
                     relative_norm=strength,

@@ -155,14 +155,12 @@ class Scav:
                 answers = generate(chat, rows, self.max_new_tokens, edits, progress=progress)
             norm, relative = meter.means()
             yield [
-                Attempt(
-                    attack=self.name,
-                    setting=setting,
-                    threat=self.threat,
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    completion=chat.template.decode(answer),
-                    budget=spent.among(len(prompts)),
+                Attempt.of(
+                    self,
+                    setting,
+                    prompt,
+                    chat.template.decode(answer),
+                    spent.among(len(prompts)),
                     seed=self.seed,
                     norm=norm,
                     relative_norm=relative,

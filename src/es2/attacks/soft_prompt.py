@@ -125,14 +125,12 @@ class SoftPrompt:
             moved = (suffixes.best - suffixes.start).norm(dim=-1).mean(1)
             size = suffixes.start.norm(dim=-1).mean(1)
             yield [
-                Attempt(
-                    attack=self.name,
-                    setting=f"step={stop}",
-                    threat=self.threat,
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    completion=chat.template.decode(answer),
-                    budget=Budget(**{**vars(budget), "steps": stop}),
+                Attempt.of(
+                    self,
+                    f"step={stop}",
+                    prompt,
+                    chat.template.decode(answer),
+                    Budget(**{**vars(budget), "steps": stop}),
                     seed=self.seed,
                     norm=float(moved[own]),
                     relative_norm=float(moved[own] / size[own]),

@@ -115,8 +115,10 @@ def harden(
     fit = fit or bundled_fit()
     chosen = choose(survey(states)) if layers is None else given(layers, chat.depth)
     objective = separation(chat, fit, states, chosen.layers, terms, settings)
-    copied = None if settings.rank else copy.deepcopy(chat)
-    validate = validator(chat, fit, guard, chosen.layers, limits, copied)
+    validate = None
+    if settings.validate_every:
+        copied = None if settings.rank else copy.deepcopy(chat)
+        validate = validator(chat, fit, guard, chosen.layers, limits, copied)
     if settings.rank:
         chat = attach_lora(chat, settings, chosen.layers)
     else:

@@ -22,6 +22,8 @@ model = AutoModelForCausalLM.from_pretrained(folder, config=config, torch_dtype=
 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 if (Path(folder) / "chat_template.jinja").is_file():
     tokenizer.chat_template = (Path(folder) / "chat_template.jinja").read_text()
+# nanoGCG cuts the first token's text out of the whole template; here it opens every turn.
+tokenizer.bos_token = None
 
 seen = {"candidates": 0, "ids": [], "losses": []}
 evaluate, keep = gcg.GCG._compute_candidates_loss_original, gcg.filter_ids

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import es2
 from es2.attacks import Scav, Victim
-from es2.attacks.autodan import AutoDan, filled, losses_of, prototypes
+from es2.attacks.autodan import AutoDan, filled, prototypes, scored
 from es2.attacks.budget import metered
 from es2.attacks.repe import reading_vectors, steering, within
 from es2.attacks.scav import Meter, scav_edits
@@ -155,9 +155,9 @@ def autodan(chat: ChatModel, prompt: es2.Prompt) -> None:
     wanted = chat.tokenizer(target, add_special_tokens=False)["input_ids"]
 
     def ours() -> list[float]:
-        known = dict.fromkeys(asked)
-        losses = dict(zip(known, losses_of(chat, list(known), target), strict=True))
-        return [losses[text] for text in asked]
+        known = list(dict.fromkeys(texts))
+        losses = dict(zip(known, scored(chat, prompt.text, known, wanted), strict=True))
+        return [losses[text] for text in texts]
 
     @torch.no_grad()
     def plain() -> list[float]:

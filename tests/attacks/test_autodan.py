@@ -17,11 +17,11 @@ from es2.attacks.autodan import (
     PLACE,
     cross,
     filled,
-    losses_of,
     mutated,
     parents,
     prototypes,
     reworded,
+    scored,
     sentences,
     synonyms_of,
     word_scores,
@@ -110,7 +110,8 @@ def test_losses_are_those_of_each_text_alone(chat: ChatModel) -> None:
         wanted = torch.tensor(target)
         loss = torch.nn.functional.cross_entropy(scores[len(row) - 1 : -1], wanted)
         slow.append(float(loss))
-    assert losses_of(chat, texts, "Why") == pytest.approx(slow, rel=1e-3, abs=1e-4)
+    found = scored(chat, "Name three rivers", prototypes()[:4], target)
+    assert found == pytest.approx(slow, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("paper_exact", [False, True])

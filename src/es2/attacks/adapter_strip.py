@@ -17,6 +17,7 @@ from torch import Tensor
 
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import metered
+from es2.attacks.weights import restored
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
 from es2.models.generation import generate
@@ -51,16 +52,10 @@ def turned_down(
 ) -> Iterator[None]:
     """Within the context only a share of the change is left in the weights."""
     weights = dict(chat.inner.named_parameters())
-    kept = {name: weights[name].detach().clone() for name in added}
-    with torch.no_grad():
+    with restored([weights[name] for name in added]):
         for name, change in added.items():
             weights[name].sub_((1 - left) * change)
-    try:
         yield
-    finally:
-        with torch.no_grad():
-            for name, weight in kept.items():
-                weights[name].copy_(weight)
 
 
 @ATTACKS.register

@@ -23,14 +23,11 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import metered
-from es2.attacks.target import AFFIRMATION, target_losses
+from es2.attacks.target import AFFIRMATION, all_said, losses_of
 from es2.data.sources import Prompt
-from es2.models.generation import generate, in_batches
+from es2.models.generation import generate
 from es2.models.loading import ChatModel
 
 PLACE = "[REQUEST]"
@@ -292,13 +289,12 @@ class AutoDan:
             prompt: the request.
             report: called after every generation.
         """
-        target = prompt.target or AFFIRMATION
+        wanted = chat.template.encode_response(prompt.target or AFFIRMATION)
         known: dict[str, float] = {}
 
         def score(texts: Sequence[str]) -> list[float]:
             new = [text for text in dict.fromkeys(texts) if text not in known]
-            asked = [filled(text, prompt.text) for text in new]
-            known.update(zip(new, losses_of(chat, asked, target), strict=True))
+            known.update(zip(new, scored(chat, prompt.text, new, wanted), strict=True))
             return [known[text] for text in texts]
 
         chance = random.Random(f"{self.seed} {prompt.id}")
@@ -310,9 +306,8 @@ class AutoDan:
             order = sorted(range(len(texts)), key=lambda index: losses[index])
             lowest.append(losses[order[0]])
             report(lowest)
-            if step == self.steps - 1 or (
-                self.stop and says(chat, filled(texts[order[0]], prompt.text), target)
-            ):
+            head = chat.template.encode(filled(texts[order[0]], prompt.text))
+            if step == self.steps - 1 or (self.stop and all_said(chat, [head], [wanted])):
                 break
             best = [texts[index] for index in order[: max(1, round(self.elites * len(texts)))]]
             drawn = parents(texts, losses, len(texts) - len(best), chance)
@@ -340,36 +335,22 @@ class AutoDan:
         return [mutated(text, self.mutation, chance, self.paper_exact) for text in children]
 
 
-def filled(text: str, request: str) -> str:
-    """The text with the request in its place."""
-    return text.replace(PLACE, request)
-
-
-@torch.no_grad()
-def losses_of(chat: ChatModel, prompts: Sequence[str], target: str) -> list[float]:
-    """The target's loss after each prompt.
+def scored(
+    chat: ChatModel, request: str, texts: Sequence[str], target: Sequence[int]
+) -> list[float]:
+    """The target's loss after the request in each text; in the texts' order.
 
     In alphabetical order those of like length often start alike, and share what they start with.
     """
-    order = sorted(range(len(prompts)), key=lambda index: prompts[index])
-    rows = [chat.template.encode(prompts[index]) for index in order]
-    wanted = chat.template.encode("", target)[len(chat.template.encode("")) :]
-
-    def run(batch: list[Sequence[int]]) -> list[Tensor]:
-        return list(target_losses(chat, batch, [wanted] * len(batch)).cpu())
-
-    found = in_batches(chat, rows, run)
-    losses = [0.0] * len(prompts)
-    for index, loss in zip(order, found, strict=True):
-        losses[index] = float(loss)
-    return losses
+    order = sorted(range(len(texts)), key=lambda index: texts[index])
+    heads = [chat.template.encode(filled(texts[index], request)) for index in order]
+    found = losses_of(chat, heads, target).tolist()
+    return [loss for _, loss in sorted(zip(order, found, strict=True))]
 
 
-def says(chat: ChatModel, prompt: str, target: str) -> bool:
-    """Whether the greedy response starts with the target."""
-    head = chat.template.encode(prompt)
-    wanted = chat.template.encode(prompt, target)[len(head) :]
-    return generate(chat, [head], len(wanted))[0] == wanted
+def filled(text: str, request: str) -> str:
+    """The text with the request in its place."""
+    return text.replace(PLACE, request)
 
 
 def _told(progress: Report, where: str, losses: Sequence[float]) -> None:

@@ -21,11 +21,11 @@ from torch import Tensor
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import Budget, metered
 from es2.attacks.soft_prompt import Sharing, embedded, gradients
-from es2.attacks.target import AFFIRMATION, Loss, target_losses
+from es2.attacks.target import AFFIRMATION, Loss, all_said, losses_of
 from es2.data.fitting import spread
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
-from es2.models.generation import generate, in_batches
+from es2.models.generation import generate
 from es2.models.loading import ChatModel
 
 Rule = Literal["lowest loss", "first success"]
@@ -39,12 +39,18 @@ class Task:
     Attributes:
         prompts: their texts.
         heads: their tokens up to the end of the text.
+        tail: the template's tokens behind the text.
         targets: the tokens that the responses are to start with.
     """
 
     prompts: Sequence[str]
     heads: Sequence[list[int]]
+    tail: list[int]
     targets: Sequence[list[int]]
+
+    def rows(self, suffix: Sequence[int]) -> list[list[int]]:
+        """The templated prompts with a suffix at the end of their text."""
+        return [[*head, *suffix, *self.tail] for head in self.heads]
 
 
 @dataclass
@@ -127,12 +133,8 @@ class Gcg:
         table = token_table(known)
         if self.sharing == "universal":
             texts = spread(victim.fit.harmful, self.fit)
-            whole = self.search(
-                chat,
-                self.task(chat, texts, [AFFIRMATION] * len(texts)),
-                table,
-                partial(told, progress, "all"),
-            )
+            task = self.task(known, texts, [AFFIRMATION] * len(texts))
+            whole = self.search(known, task, table, partial(told, progress, "one for all"))
             spent = whole.spent.among(len(prompts))
             found = [replace(whole, spent=spent)] * len(prompts)
         else:
@@ -175,15 +177,13 @@ class Gcg:
 
     def task(self, chat: ChatModel, texts: Sequence[str], targets: Sequence[str]) -> Task:
         """The prompts and targets as tokens."""
-        encode, tail = chat.template.encode, chat.template.tail
-        bare = [encode(text) for text in texts]
+        template = chat.template
+        bare = [template.encode(text) for text in texts]
         return Task(
             texts,
-            [row[: len(row) - tail] for row in bare],
-            [
-                encode(text, target)[len(row) :]
-                for text, target, row in zip(texts, targets, bare, strict=True)
-            ],
+            [row[: len(row) - template.tail] for row in bare],
+            bare[0][len(bare[0]) - template.tail :],
+            [template.encode_response(target) for target in targets],
         )
 
     def search(
@@ -238,7 +238,7 @@ class Gcg:
                 if self.buffer:
                     held = sorted([*held, (low, chosen)])[: self.buffer]
                     now = held[0][1]
-                if found.first is None and said(chat, task, chosen):
+                if found.first is None and all_said(chat, task.rows(chosen), task.targets):
                     found.first = chosen
                 report(found)
                 if self.stop and found.first is not None:
@@ -253,8 +253,7 @@ class Gcg:
         table: Float[Tensor, "vocab d"],
     ) -> Float[Tensor, "tokens vocab"]:
         """Gradient of the loss in the suffix's one-hot tokens; of several prompts, normed and added."""
-        tail = chat.template.encode("")[-chat.template.tail :]
-        rows = [[*head, *suffix, *tail] for head in task.heads]
+        rows = task.rows(suffix)
         vectors = table[list(suffix)][None].expand(len(rows), -1, -1)
         _, gradient = gradients(chat, rows, task.targets, vectors, self.loss)
         each = gradient / gradient.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
@@ -285,21 +284,16 @@ class Gcg:
 
         return [list(row) for row in sorted(different, key=changed, reverse=True)]
 
-    @torch.no_grad()
     def losses(
         self, chat: ChatModel, task: Task, suffixes: Sequence[Sequence[int]]
     ) -> Float[Tensor, "n"]:
         """Each suffix's loss, the mean over the prompts."""
-        tail = chat.template.encode("")[-chat.template.tail :]
-        total = torch.zeros(len(suffixes))
-        for head, target in zip(task.heads, task.targets, strict=True):
-            rows = [[*head, *suffix, *tail] for suffix in suffixes]
-
-            def run(batch: list[Sequence[int]], target: list[int] = target) -> list[Tensor]:
-                return list(target_losses(chat, batch, [target] * len(batch), loss=self.loss).cpu())
-
-            total += torch.stack(in_batches(chat, rows, run))
-        return total / len(task.heads)
+        of_each = zip(*(task.rows(suffix) for suffix in suffixes), strict=True)
+        found = [
+            losses_of(chat, rows, target, loss=self.loss)
+            for rows, target in zip(of_each, task.targets, strict=True)
+        ]
+        return torch.stack(found).mean(0)
 
 
 def told(progress: Report, where: str, found: Found) -> None:
@@ -322,24 +316,12 @@ def token_table(chat: ChatModel) -> Float[Tensor, "vocab d"]:
 def survives(chat: ChatModel, task: Task, suffixes: Sequence[Sequence[int]]) -> list[bool]:
     """Whether each suffix, written after each prompt and read again, is the same tokens."""
     texts = chat.tokenizer.batch_decode([list(suffix) for suffix in suffixes])
-    tail = chat.template.encode("")[-chat.template.tail :]
     whole = [True] * len(suffixes)
     for prompt, head in zip(task.prompts, task.heads, strict=True):
         rendered = [chat.template.render(prompt + text) for text in texts]
         read = chat.tokenizer(rendered, add_special_tokens=False)["input_ids"]
         whole = [
-            kept and list(row) == [*head, *suffix, *tail]
+            kept and list(row) == [*head, *suffix, *task.tail]
             for kept, row, suffix in zip(whole, read, suffixes, strict=True)
         ]
     return whole
-
-
-def said(chat: ChatModel, task: Task, suffix: Sequence[int]) -> bool:
-    """Whether every prompt's greedy response with the suffix starts with its target."""
-    tail = chat.template.encode("")[-chat.template.tail :]
-    rows = [[*head, *suffix, *tail] for head in task.heads]
-    answers = generate(chat, rows, max(map(len, task.targets)))
-    return all(
-        answer[: len(target)] == target
-        for answer, target in zip(answers, task.targets, strict=True)
-    )

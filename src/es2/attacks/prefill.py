@@ -57,8 +57,10 @@ class Prefill:
             ]
             with metered(chat) as spent:
                 added = generate(chat, rows, self.max_new_tokens, progress=progress)
-            bare = [len(chat.template.encode(prompt.text)) for prompt in prompts]
-            whole = [row[first:] + new for row, first, new in zip(rows, bare, added, strict=True)]
+            whole = [
+                chat.template.encode_response(start) + new
+                for start, new in zip(starts, added, strict=True)
+            ]
             yield [
                 Attempt.of(
                     self,

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import metered
 from es2.attacks.target import affirmation_loss
+from es2.attacks.weights import restored
 from es2.data.fitting import spread
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
@@ -83,16 +83,10 @@ def ablated_weights(chat: ChatModel, direction: Float[Tensor, "d"]) -> Iterator[
                 "the residual stream; use where=activations"
             )
         writers += found
-    kept = [writer.weight.detach().clone() for writer in writers]
-    try:
-        with torch.no_grad():
-            for writer in writers:
-                writer.weight.copy_(without(writer.weight.T, direction).T)
+    with restored([writer.weight for writer in writers]):
+        for writer in writers:
+            writer.weight.copy_(without(writer.weight.T, direction).T)
         yield
-    finally:
-        with torch.no_grad():
-            for writer, weight in zip(writers, kept, strict=True):
-                writer.weight.copy_(weight)
 
 
 @ATTACKS.register

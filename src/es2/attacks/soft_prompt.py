@@ -9,7 +9,7 @@ The vectors are what the first block reads, behind any scaling of embeddings tha
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -21,7 +21,8 @@ from es2.attacks.budget import Budget, metered
 from es2.attacks.target import AFFIRMATION, Loss, target_losses
 from es2.data.fitting import spread
 from es2.data.sources import Prompt
-from es2.models.activations import Edit, capture, edit
+from es2.models.activations import Edit
+from es2.models.forward import forward
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
 
@@ -110,8 +111,8 @@ class SoftPrompt:
         chat, known = victim.chat, victim.known
         shared = self.sharing == "universal"
         texts = spread(victim.fit.harmful, self.fit) if shared else [p.text for p in prompts]
-        targets = [AFFIRMATION if shared else p.target or AFFIRMATION for p in prompts]
-        targets = [AFFIRMATION] * len(texts) if shared else targets
+        own = [p.target or AFFIRMATION for p in prompts]
+        targets = [AFFIRMATION] * len(texts) if shared else own
         suffixes = self._begin(known, 1 if shared else len(prompts))
         rows = [with_room(chat, prompt.text, self.tokens) for prompt in prompts]
         spent, done = Budget(), 0
@@ -130,7 +131,7 @@ class SoftPrompt:
                     f"step={stop}",
                     prompt,
                     chat.template.decode(answer),
-                    Budget(**{**vars(budget), "steps": stop}),
+                    replace(budget, steps=stop),
                     seed=self.seed,
                     norm=float(moved[own]),
                     relative_norm=float(moved[own] / size[own]),
@@ -174,11 +175,8 @@ class SoftPrompt:
     ) -> None:
         """Signed gradient steps, batch after batch of prompts; a universal suffix sees all at once."""
         heads = [with_room(chat, text, self.tokens) for text in texts]
-        wanted = [
-            chat.template.encode(text, target)[len(chat.template.encode(text)) :]
-            for text, target in zip(texts, targets, strict=True)
-        ]
-        shared = len(suffixes.now) == 1 and self.sharing == "universal"
+        wanted = [chat.template.encode_response(target) for target in targets]
+        shared = self.sharing == "universal"
         size = len(texts) if shared else max(1, chat.batch_size // 2)
         for first in range(0, len(texts), size):
             batch = slice(first, first + size)
@@ -230,8 +228,7 @@ def embedded(chat: ChatModel, ids: Tensor) -> Float[Tensor, "n tokens d"]:
         seen.append(stream.detach().float())
         return stream
 
-    with edit(chat.blocks, {0: look}), capture(chat.blocks, []):
-        chat.decoder(input_ids=ids.to(chat.device), use_cache=False)
+    forward(chat, ids.tolist(), layers=(1,), stop=True, keep=0, edits={0: look})
     return seen[0].clone()
 
 

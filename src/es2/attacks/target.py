@@ -13,6 +13,7 @@ from torch import Tensor
 from es2.models.activations import Edit
 from es2.models.blocks import logits
 from es2.models.forward import forward
+from es2.models.generation import generate, in_batches
 from es2.models.loading import ChatModel
 
 Loss = Literal["cross_entropy", "mellowmax"]
@@ -60,6 +61,22 @@ def target_losses(
 
 
 @torch.no_grad()
+def losses_of(
+    chat: ChatModel,
+    heads: Sequence[Sequence[int]],
+    target: Sequence[int],
+    edits: Mapping[int, Edit] | None = None,
+    keep: int | None = None,
+    loss: Loss = "cross_entropy",
+) -> Float[Tensor, "n"]:
+    """One target's loss after each of any number of prompts, in batches; see `target_losses`."""
+
+    def run(batch: list[Sequence[int]]) -> list[Tensor]:
+        return list(target_losses(chat, batch, [target] * len(batch), edits, keep, loss).cpu())
+
+    return torch.stack(in_batches(chat, heads, run))
+
+
 def affirmation_loss(
     chat: ChatModel, prompts: Sequence[str], edits: Mapping[int, Edit] | None = None
 ) -> float:
@@ -68,14 +85,17 @@ def affirmation_loss(
     Attacks choose their settings by it on validation prompts: it falls when the model is about to
     comply, and rises when it is about to refuse or to babble.
     """
-    template = chat.template
-    total = 0.0
-    for start in range(0, len(prompts), chat.batch_size):
-        batch = prompts[start : start + chat.batch_size]
-        heads = [template.encode(prompt) for prompt in batch]
-        targets = [
-            template.encode(prompt, AFFIRMATION)[len(head) :]
-            for prompt, head in zip(batch, heads, strict=True)
-        ]
-        total += float(target_losses(chat, heads, targets, edits, keep=template.head).sum())
-    return total / len(prompts)
+    heads = [chat.template.encode(prompt) for prompt in prompts]
+    target = chat.template.encode_response(AFFIRMATION)
+    return float(losses_of(chat, heads, target, edits, keep=chat.template.head).mean())
+
+
+def all_said(
+    chat: ChatModel, heads: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+) -> bool:
+    """Whether every prompt's greedy response starts with its target."""
+    answers = generate(chat, heads, max(map(len, targets)))
+    return all(
+        answer[: len(target)] == list(target)
+        for answer, target in zip(answers, targets, strict=True)
+    )

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from es2.attacks import ATTACKS
+from es2.attacks import ATTACKS, Attack
 from es2.config import make_attacks
 
 
@@ -20,25 +20,29 @@ def listed(kind: Literal["attacks"], json: bool = False) -> None:
         kind: what to list.
         json: print JSON on standard output, and nothing else.
     """
-    found = [
-        {
-            "name": attack.name,
-            "threat": attack.threat,
-            "what": (type(attack).__doc__ or "").strip().splitlines()[0],
-            "settings": {name: str(value) for name, value in vars(attack).items()},
-        }
-        for attack in make_attacks({name: {} for name in sorted(ATTACKS)})
-    ]
+    found = make_attacks({name: {} for name in sorted(ATTACKS)})
     if json:
-        print(jsonlib.dumps(found))
+        print(jsonlib.dumps([_record(attack) for attack in found]))
         return
     table = Table("attack", "touches", "what it does", "settings", box=None, pad_edge=False)
-    for entry in found:
-        settings = entry["settings"]
-        assert isinstance(settings, dict)
-        lines = "\n".join(f"{name}={value}" for name, value in settings.items())
-        table.add_row(str(entry["name"]), str(entry["threat"]), str(entry["what"]), lines)
+    for attack in found:
+        lines = "\n".join(f"{name}={value}" for name, value in vars(attack).items())
+        table.add_row(attack.name, attack.threat, _what(attack), lines)
     Console().print(table)
+
+
+def _record(attack: Attack) -> dict[str, object]:
+    settings = {name: str(value) for name, value in vars(attack).items()}
+    return {
+        "name": attack.name,
+        "threat": attack.threat,
+        "what": _what(attack),
+        "settings": settings,
+    }
+
+
+def _what(attack: Attack) -> str:
+    return (type(attack).__doc__ or "").strip().partition("\n")[0]
 
 
 def main(argv: list[str]) -> None:

@@ -81,9 +81,13 @@ class ChatTemplate:
         The two are tokenised apart, as they are when the model itself writes the response.
         """
         ids = self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"]
-        if response:
-            ids = ids + self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        return list(ids)
+        return [*ids, *self.encode_response(response)]
+
+    def encode_response(self, response: str) -> list[int]:
+        """Token ids of the start of a response alone."""
+        if not response:
+            return []
+        return list(self.tokenizer(response, add_special_tokens=False)["input_ids"])
 
     @cached_property
     def head(self) -> int:

@@ -20,13 +20,14 @@ from torch import Tensor
 
 import es2
 from es2.attacks import Scav, Victim
-from es2.attacks.autodan import AutoDan, filled, prototypes, scored
+from es2.attacks.autodan import AutoDan, by_target, filled, prototypes
 from es2.attacks.budget import metered
 from es2.attacks.repe import reading_vectors, steering, within
 from es2.attacks.scav import Meter, scav_edits
 from es2.attacks.soft_prompt import WORD, embedded, gradients, with_room
 from es2.data.fitting import bundled_fit
 from es2.models.activations import Edit
+from es2.models.forward import Held
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
 
@@ -121,8 +122,9 @@ def soft_prompt(chat: ChatModel, texts: Sequence[str], tokens: int = 20, steps: 
     table = chat.inner.get_input_embeddings()
 
     def ours() -> Tensor:
+        held = Held()
         for _ in range(steps):
-            losses, _ = gradients(chat, heads, [target] * len(heads), vectors)
+            losses, _ = gradients(chat, heads, [target] * len(heads), vectors, held=held)
         return losses
 
     def plain() -> Tensor:
@@ -155,9 +157,9 @@ def autodan(chat: ChatModel, prompt: es2.Prompt) -> None:
     wanted = chat.tokenizer(target, add_special_tokens=False)["input_ids"]
 
     def ours() -> list[float]:
-        known = list(dict.fromkeys(texts))
-        losses = dict(zip(known, scored(chat, prompt.text, known, wanted), strict=True))
-        return [losses[text] for text in texts]
+        known = sorted(set(asked))
+        losses = dict(zip(known, by_target(chat, wanted, known), strict=True))
+        return [losses[text] for text in asked]
 
     @torch.no_grad()
     def plain() -> list[float]:

@@ -111,3 +111,9 @@ def test_numbers_that_no_run_can_be_made_with_are_refused(
 
 def test_switching_validation_or_lora_off_is_no_mistake() -> None:
     Recipe(model="m", train=TrainSettings(validate_every=0, rank=0), data=Data(test=1))
+
+
+def test_only_attacks_of_the_recipe_can_be_stale(tmp_path: Path) -> None:
+    assert written(tmp_path, "model: m\nstale: [scav]").stale == ("scav",)
+    with pytest.raises(Es2Error, match="'gcg' is not among the attacks"):
+        written(tmp_path, "model: m\nstale: [gcg]")

@@ -56,6 +56,7 @@ class Recipe:
         train: the training loop.
         guard: when validation calls a model broken.
         attacks: settings of each attack, by its name.
+        stale: those of them that also attack fitted on the undefended model alone.
         answer_tokens: length of an answer to a harmless prompt.
     """
 
@@ -69,6 +70,7 @@ class Recipe:
     train: TrainSettings = TrainSettings()
     guard: Guard = Guard()
     attacks: dict[str, dict[str, Any]] = field(default_factory=lambda: {"direct": {}, "scav": {}})
+    stale: tuple[str, ...] = ()
     answer_tokens: int = 24
 
     # Read by pydantic: a misspelt key is an error, not a silently ignored one.
@@ -80,6 +82,8 @@ class Recipe:
             value = attrgetter(name)(self)
             if value is not None and not value >= least:
                 raise Es2Error(f"{name} is {value}, but has to be at least {least}")
+        if strange := sorted(set(self.stale) - set(self.attacks)):
+            raise Es2Error(f"stale: {strange[0]!r} is not among the attacks")
         if not self.train.lr > 0:
             raise Es2Error(f"train.lr is {self.train.lr}, but has to be above 0")
 

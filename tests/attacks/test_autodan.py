@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -15,20 +16,25 @@ from hypothesis import strategies as st
 from es2.attacks import AutoDan, Victim
 from es2.attacks.autodan import (
     PLACE,
+    answered,
+    by_probe,
+    by_target,
     cross,
     filled,
     mutated,
     parents,
     prototypes,
     reworded,
-    scored,
     sentences,
     synonyms_of,
     word_scores,
 )
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
+from es2.models.activations import capture
 from es2.models.loading import ChatModel
+from es2.separation.probe import Probe
+from tiny import PROMPTS
 
 Shared = Callable[[str], ChatModel]
 TEXTS = st.sampled_from(prototypes())
@@ -110,7 +116,7 @@ def test_losses_are_those_of_each_text_alone(chat: ChatModel) -> None:
         wanted = torch.tensor(target)
         loss = torch.nn.functional.cross_entropy(scores[len(row) - 1 : -1], wanted)
         slow.append(float(loss))
-    found = scored(chat, "Name three rivers", prototypes()[:4], target)
+    found = by_target(chat, target, texts)
     assert found == pytest.approx(slow, rel=1e-3, abs=1e-4)
 
 
@@ -123,3 +129,37 @@ def test_breeding_never_loses_its_best(shared: Shared, paper_exact: bool) -> Non
     assert found.losses[-1] < found.losses[0]
     if not paper_exact:
         assert ASKED.text in str(found.details["asked"])
+
+
+def test_the_probes_guide_is_the_product_of_harm_and_distance(chat: ChatModel) -> None:
+    texts = [filled(text, ASKED.text) for text in prototypes()[:3]]
+    random = torch.Generator().manual_seed(0)
+    probe = Probe(torch.randn(32, generator=random), 0.1, 1.0)
+    states = []
+    for text in [ASKED.text, *texts]:
+        ids = torch.tensor([chat.template.encode(text)])
+        with torch.no_grad(), capture(chat.blocks, [chat.depth]) as seen:
+            chat.decoder(input_ids=ids)
+        states.append(seen[chat.depth][0, -1])
+    slow = [
+        float(torch.sigmoid(probe.w @ state + probe.b) * (state - states[0]).norm())
+        for state in states[1:]
+    ]
+    found = by_probe(chat, probe, ASKED.text, texts)
+    assert [math.exp(loss) for loss in found] == pytest.approx(slow, rel=1e-3)
+
+
+def test_breeding_by_a_probe_makes_a_text_look_less_harmful(shared: Shared) -> None:
+    attack = AutoDan(steps=6, population=16, guide="scav", stop=False, max_new_tokens=4)
+    fit = FitPrompts(PROMPTS[:2], PROMPTS[2:4], PROMPTS[:2], PROMPTS[2:4])
+    ((found,),) = attack.run(Victim(shared("qwen3"), fit), [ASKED])
+    assert all(later <= earlier for earlier, later in pairwise(found.losses))
+    assert found.losses[-1] < found.losses[0]
+
+
+def test_breeding_stops_at_an_answer_without_refusal_strings(shared: Shared) -> None:
+    chat = shared("llama")
+    assert answered(chat, ASKED.text, 4)
+    attack = AutoDan(steps=8, population=8, max_new_tokens=4)
+    ((found,),) = attack.run(Victim(chat, FitPrompts([], [], [], [])), [ASKED])
+    assert len(found.losses) == 1

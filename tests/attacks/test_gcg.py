@@ -9,11 +9,13 @@ from itertools import accumulate
 import pytest
 import torch
 
-from es2.attacks import Gcg, Victim
-from es2.attacks.gcg import Task, survives, token_table
+from es2.attacks import Attempt, Gcg, Victim
+from es2.attacks.gcg import Task, merged, surviving, token_table
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
+from es2.models.forward import Held
+from es2.models.generation import generate
 from es2.models.loading import ChatModel
 from tiny import PROMPTS, TEMPLATES, make_model, make_tokenizer
 
@@ -28,6 +30,12 @@ ASKED = [
 
 def task_of(chat: ChatModel) -> Task:
     return QUICK.task(chat, [prompt.text for prompt in ASKED], ["Why not", "Why"])
+
+
+def run(attack: Gcg, chat: ChatModel) -> list[list[Attempt]]:
+    """The attempts of each rule."""
+    found = [attempt for portion in attack.run(Victim(chat, FIT), ASKED) for attempt in portion]
+    return [[one for one in found if one.rule == rule] for rule in attack.settings()]
 
 
 def slow_loss(chat: ChatModel, task: Task, text: str) -> float:
@@ -45,19 +53,24 @@ def slow_loss(chat: ChatModel, task: Task, text: str) -> float:
 def test_candidates_survive_and_their_losses_are_those_of_their_texts(chat: ChatModel) -> None:
     task, table = task_of(chat), token_table(chat)
     now = list(chat.tokenizer(QUICK.start, add_special_tokens=False)["input_ids"])
-    gradient = QUICK.token_gradient(chat, task, now, table)
+    held = [Held() for _ in task.heads]
+    gradient = QUICK.token_gradient(chat, task, now, table, held)
     drawn = QUICK.draw(now, gradient, torch.Generator().manual_seed(0))
     assert len({tuple(suffix) for suffix in drawn}) == len(drawn) <= QUICK.width
     assert all(sum(a != b for a, b in zip(suffix, now, strict=True)) == 1 for suffix in drawn)
-    kept = [s for s, whole in zip(drawn, survives(chat, task, drawn), strict=True) if whole]
+    kept = surviving(chat, task, drawn)
     assert kept
-    found = QUICK.losses(chat, task, kept)
-    for suffix, loss in list(zip(kept, found.tolist(), strict=True))[:6]:
+    found, said = QUICK.read(chat, task, kept, held)
+    for suffix, loss, reached in list(zip(kept, found.tolist(), said.tolist(), strict=True))[:6]:
         text = chat.tokenizer.decode(suffix)
         for prompt, head in zip(task.prompts, task.heads, strict=True):
             row = chat.template.encode(prompt + text)
             assert row[len(head) : len(head) + len(suffix)] == suffix
         assert loss == pytest.approx(slow_loss(chat, task, text), rel=1e-3, abs=1e-4)
+        rows = task.rows(suffix)
+        answers = generate(chat, rows, max(map(len, task.targets)))
+        pairs = zip(answers, task.targets, strict=True)
+        assert reached == all(answer[: len(target)] == target for answer, target in pairs)
 
 
 def test_the_table_is_what_the_first_block_reads(chat: ChatModel) -> None:
@@ -86,7 +99,7 @@ def test_the_gradient_is_that_of_one_hot_tokens(shared: Shared) -> None:
     at = len(row) - len(task.targets[0])
     loss = torch.nn.functional.cross_entropy(scores[at - 1 : -1], torch.tensor(task.targets[0]))
     (slow,) = torch.autograd.grad(loss, one_hot)
-    fast = QUICK.token_gradient(chat, task, now, table)
+    fast = QUICK.token_gradient(chat, task, now, table, [Held()])
     ways = torch.nn.functional.cosine_similarity(fast, slow, dim=1)
     torch.testing.assert_close(ways, torch.ones_like(ways), rtol=1e-3, atol=1e-3)
 
@@ -97,12 +110,13 @@ def test_the_gradient_is_that_of_one_hot_tokens(shared: Shared) -> None:
         QUICK,
         replace(QUICK, loss="mellowmax", momentum=0.5, buffer=4, replace=2),
         replace(QUICK, sharing="universal", fit=2),
+        replace(QUICK, positions="turns", merge=4),
     ],
-    ids=["plain", "options", "universal"],
+    ids=["plain", "options", "universal", "turns and merging"],
 )
 def test_the_best_loss_falls_and_is_that_of_the_suffix_kept(shared: Shared, attack: Gcg) -> None:
     chat = shared("llama")
-    lowest, first = attack.run(Victim(chat, FIT), ASKED)
+    lowest, first = run(attack, chat)
     for one, other in zip(lowest, first, strict=True):
         best = list(accumulate(one.losses, min))
         assert best[-1] < best[0] or one.details["succeeded"]
@@ -115,7 +129,7 @@ def test_an_unaligned_model_is_brought_to_say_the_target_and_the_search_stops(
     shared: Shared,
 ) -> None:
     attack = Gcg(steps=120, width=64, start=" x" * 16, max_new_tokens=3)
-    _, first = attack.run(Victim(shared("llama"), FIT), ASKED)
+    _, first = run(attack, shared("llama"))
     reached = [one for one in first if one.details["succeeded"]]
     assert reached
     for one in reached:
@@ -130,3 +144,23 @@ def test_a_start_that_does_not_survive_is_a_users_error() -> None:
     chat = ChatModel("trims", make_model("llama", len(tokenizer)), tokenizer)
     with pytest.raises(Es2Error, match="start suffix"):
         list(replace(QUICK, start=" x x ").run(Victim(chat, FIT), ASKED))
+
+
+def test_the_best_replacements_are_merged_and_of_two_at_a_place_the_better_stands() -> None:
+    now = [1, 1, 1, 1]
+    tried = [[1, 1, 5, 1], [1, 6, 1, 1], [1, 1, 7, 1], [8, 1, 1, 1], [1, 1, 1, 9]]
+    losses = torch.tensor([3.0, 2.0, 1.0, 4.0, 5.0])
+    assert merged(now, tried, losses, 4) == [[1, 6, 7, 1], [8, 6, 7, 1]]
+    assert merged(now, tried, losses, 1) == merged(now, tried, losses, 0) == []
+
+
+def test_in_turns_all_candidates_of_a_step_change_the_same_position(shared: Shared) -> None:
+    chat = shared("llama")
+    task, table = task_of(chat), token_table(chat)
+    now = list(chat.tokenizer(QUICK.start, add_special_tokens=False)["input_ids"])
+    gradient = QUICK.token_gradient(chat, task, now, table, [Held() for _ in task.heads])
+    attack = replace(QUICK, positions="turns")
+    for step in range(len(now) + 1):
+        drawn = attack.draw(now, gradient, torch.Generator().manual_seed(0), step)
+        changed = {i for row in drawn for i, token in enumerate(row) if token != now[i]}
+        assert changed == {(len(now) - 1 - step) % len(now)}

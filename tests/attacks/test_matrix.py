@@ -76,7 +76,11 @@ def victim_of(chat: ChatModel, base: ChatModel) -> Victim:
 def run(
     attack: Attack, victim: Victim, prompts: list[Prompt] = PROMPT_ROWS, **options: Any
 ) -> list[list[Attempt]]:
-    return list(attack.run(victim, prompts, **options))
+    """The attempts of each setting, in the prompts' order."""
+    found = [attempt for portion in attack.run(victim, prompts, **options) for attempt in portion]
+    done = [one for one in attack.settings() if one not in options.get("skip", ())]
+    assert len(found) == len(done) * len(prompts)
+    return [[one for one in found if one.setting == setting] for setting in done]
 
 
 def told(found: list[list[Attempt]]) -> list[list[dict[str, Any]]]:

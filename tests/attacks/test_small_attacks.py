@@ -12,7 +12,7 @@ from es2.attacks import AdapterStrip, BestOfN, Direct, Prefill, Victim
 from es2.attacks.adapter_strip import changes, rank, turned_down
 from es2.attacks.best_of_n import augment, scramble
 from es2.attacks.budget import metered
-from es2.attacks.target import AFFIRMATION, affirmation_loss, target_losses
+from es2.attacks.target import AFFIRMATION, affirmation_loss, read_targets
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
@@ -105,7 +105,7 @@ def test_the_targets_loss_is_the_models_own(chat: ChatModel) -> None:
         with torch.no_grad():
             scores = chat.inner(input_ids=ids).logits[0, len(head) - 1 : -1]
         slow.append(torch.nn.functional.cross_entropy(scores, torch.tensor(target)))
-    found = target_losses(chat, heads, targets).detach()
+    found = read_targets(chat, heads, targets).losses.detach()
     torch.testing.assert_close(found, torch.stack(slow), rtol=1e-3, atol=1e-4)
     mean = affirmation_loss(chat, PROMPTS)
     assert mean == pytest.approx(float(torch.stack(slow).mean()), rel=1e-3)

@@ -11,7 +11,7 @@ import torch
 
 from es2.attacks import SoftPrompt, Victim
 from es2.attacks.soft_prompt import embedded, gradients, with_room
-from es2.attacks.target import target_losses
+from es2.attacks.target import read_targets
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
 from es2.models.loading import ChatModel
@@ -41,7 +41,7 @@ def test_a_suffix_of_real_tokens_is_read_like_those_tokens(chat: ChatModel) -> N
         for head, suffix in zip(heads, ids.tolist(), strict=True)
     ]
     torch.testing.assert_close(
-        found, target_losses(chat, written, targets).detach(), rtol=1e-3, atol=1e-4
+        found, read_targets(chat, written, targets).losses.detach(), rtol=1e-3, atol=1e-4
     )
 
 

@@ -180,17 +180,19 @@ def test_attack_keeps_attempts_and_results(es2: Workplace, attack: str) -> None:
     assert contents(out) == kept
 
 
-def test_a_stale_attack_needs_the_base_and_is_another_attack(finished: Workplace) -> None:
+def test_a_stale_attack_comes_beside_the_refitted_one_and_needs_the_base(
+    finished: Workplace,
+) -> None:
     adapter = finished.path / "run" / "adapter"
-    flags = attack_flags(finished, "scav", "--model", adapter, "--limit", 2, "--json")
     few = ["--settings", "p0=[0.001]", "min_accuracy=0.5"]
-    fresh, stale = (finished(*flags, *few, *more) for more in ([], ["--stale"]))
-    assert fresh.code == stale.code == 0, fresh.err + stale.err
-    norms = [
-        json.loads(done.out)["defences"]["model"]["attacks"]["scav"]["settings"]["p0=0.001"]["norm"]
-        for done in (fresh, stale)
-    ]
-    assert norms[0] != norms[1]
+    flags = attack_flags(finished, "scav", "--model", adapter, "--limit", 2, "--json", "--stale")
+    done = finished(*flags, *few)
+    assert done.code == 0, done.err
+    attacks = json.loads(done.out)["defences"]["model"]["attacks"]
+    assert set(attacks) == {"scav", "scav_stale"}
+    norms = {attacks[name]["settings"]["p0=0.001"]["norm"] for name in attacks}
+    assert len(norms) == 2
+    assert all(found["published"] for found in attacks.values())
     alone = attack_flags(finished, "scav", "--model", finished.model, "--stale", *few)
     assert "--base" in finished(*alone).complaint
 

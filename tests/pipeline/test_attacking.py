@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from es2.attacks.base import Attack, Attempt, ThreatModel, Victim
 from es2.attacks.budget import Budget
 from es2.attacks.direct import Direct
+from es2.attacks.gcg import Gcg
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
 from es2.judges.coherence import CalibratedJudge, Judge
@@ -109,6 +110,48 @@ def test_what_a_kill_left_out_is_added_and_nothing_twice(
     attack_model("es2", victim, judge, again, PROMPTS, tmp_path)
     assert tries(tmp_path) == EVERY
     assert again.asked == (["a", "b"] if kept < 3 else ["b"])
+
+
+@dataclass(frozen=True)
+class Killed(Gcg):
+    """Is killed in its search for the third prompt."""
+
+    def search(self, *args: Any, **options: Any) -> Any:
+        if args[1].prompts == [PROMPTS[2].text]:
+            raise KeyboardInterrupt
+        return super().search(*args, **options)
+
+
+def test_a_killed_search_goes_on_with_the_prompt_that_it_was_at(
+    scene: tuple[Victim, CalibratedJudge], tmp_path: Path
+) -> None:
+    victim, judge = scene
+    quick: dict[str, Any] = {"steps": 2, "width": 8, "top_k": 8, "start": " x x x"}
+    attack = Gcg(**quick, max_new_tokens=4)
+    attack_model("es2", victim, judge, attack, PROMPTS, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        killed = Killed(**quick, max_new_tokens=4)
+        attack_model("es2", victim, judge, killed, PROMPTS, tmp_path / "killed")
+    before = read_attempts(tmp_path / "killed")
+    assert {record["prompt_id"] for record in before} == {"p0", "p1"}
+    attack_model("es2", victim, judge, attack, PROMPTS, tmp_path / "killed")
+    whole, resumed = (read_attempts(tmp_path / name) for name in ("whole", "killed"))
+    assert resumed[: len(before)] == before
+    for record in whole + resumed:
+        record["budget"].pop("seconds")
+    assert resumed == whole
+
+
+def test_an_attack_fitted_on_the_base_is_recorded_under_a_name_of_its_own(
+    scene: tuple[Victim, CalibratedJudge], tmp_path: Path
+) -> None:
+    victim, judge = scene
+    stale = replace(victim, base=victim.chat, stale=True)
+    for known in (victim, stale):
+        attack_model("es2", known, judge, Echo(), PROMPTS, tmp_path)
+    assert [record["attack"] for record in read_attempts(tmp_path)] == (
+        ["echo"] * 6 + ["echo_stale"] * 6
+    )
 
 
 def test_attempts_on_another_model_do_not_count(

@@ -5,6 +5,9 @@ Source: Liu et al., "AutoDAN: Generating Stealthy Jailbreak Prompts on Aligned L
 sentences are crossed over between texts, on the others words give way to synonyms that stand in
 better texts. Prototypes and synonyms are es2's own (`data/prompts/prototypes.json`).
 
+The same search guided by a probe instead of a target is SCAV's attack on prompts (Xu et al., arXiv
+2404.12038, section 3.4).
+
 What the published code gets wrong is mended here, and `paper_exact` brings it back: a synonym that no
 text has used yet gets the best score; texts of few sentences are not crossed over; nothing keeps the
 place of the request from being changed.
@@ -21,14 +24,19 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.resources import files
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+import torch
 
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import metered
-from es2.attacks.target import AFFIRMATION, all_said, losses_of
+from es2.attacks.target import AFFIRMATION, read_target
 from es2.data.sources import Prompt
+from es2.judges.refusal import keyword_refusal
+from es2.models.forward import Held
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
+from es2.separation.probe import Probe, fit_probes, prompt_states
 
 PLACE = "[REQUEST]"
 """Where the request goes in a text."""
@@ -38,6 +46,8 @@ _MEMORY = 30
 
 Score = Callable[[Sequence[str]], list[float]]
 """Losses of whole prompts, lower is better."""
+
+Guide = Literal["target", "scav"]
 
 
 @cache
@@ -210,7 +220,10 @@ class AutoDan:
         points: cuts of an exchange.
         mutation: probability that a word with synonyms changes.
         every: steps from one exchange of sentences to the next.
-        stop: stop once the target is the greedy response.
+        stop: stop once the answer to the best text holds none of the published refusal strings.
+        guide: what a text's loss is: the `target`'s cross-entropy, or `scav`: log P(harmful) of a
+            probe of the last layer plus the log of the distance to where the bare request is.
+        fit: the probe is fitted on at most so many prompts of each class.
         paper_exact: with the flaws of the published code.
         max_new_tokens: length of the answer.
         seed: of all draws.
@@ -227,6 +240,8 @@ class AutoDan:
     mutation: float = 0.01
     every: int = 5
     stop: bool = True
+    guide: Guide = "target"
+    fit: int = 140
     paper_exact: bool = False
     max_new_tokens: int = 48
     seed: int = 0
@@ -242,59 +257,72 @@ class AutoDan:
         skip: Collection[str] = (),
         progress: Report = silent,
     ) -> Iterator[list[Attempt]]:
-        """Breeds, then answers every prompt in its text."""
+        """Breeds and answers, prompt after prompt."""
         (setting,) = self.settings()
         if setting in skip:
             return
-        chat, known = victim.chat, victim.known
-        asked, histories, budgets = [], [], []
+        chat, known, guide = victim.chat, victim.known, self.guided(victim)
         for number, prompt in enumerate(prompts, 1):
-            where = f"prompt {number} of {len(prompts)}"
-            with metered(known) as spent:
-                text, losses = self.breed(known, prompt, partial(_told, progress, where))
-            asked.append(filled(text, prompt.text))
-            histories.append(losses)
-            budgets.append(spent)
-        rows = [chat.template.encode(text) for text in asked]
-        with metered(chat) as answering:
-            answers = generate(chat, rows, self.max_new_tokens, progress=progress)
-        share = answering.among(len(prompts))
-        yield [
-            Attempt.of(
-                self,
-                setting,
-                prompt,
-                chat.template.decode(answer),
-                replace(budget + share, steps=len(losses)),
-                seed=self.seed,
-                losses=losses,
-                rule=setting,
-                details={"asked": text},
-            )
-            for prompt, answer, text, losses, budget in zip(
-                prompts, answers, asked, histories, budgets, strict=True
-            )
-        ]
+            tell = partial(_told, progress, f"prompt {number} of {len(prompts)}")
+            with metered(known) as breeding:
+                text, losses = self.breed(known, prompt, guide(prompt), tell)
+            asked = filled(text, prompt.text)
+            with metered(chat) as answering:
+                rows = [chat.template.encode(asked)]
+                (answer,) = generate(chat, rows, self.max_new_tokens, progress=progress)
+            yield [
+                Attempt.of(
+                    self,
+                    setting,
+                    prompt,
+                    chat.template.decode(answer),
+                    replace(breeding + answering, steps=len(losses)),
+                    seed=self.seed,
+                    losses=losses,
+                    rule=setting,
+                    details={"asked": asked},
+                )
+            ]
+
+    def guided(self, victim: Victim) -> Callable[[Prompt], Score]:
+        """For each request, what the guide makes of whole prompts that hold it."""
+        chat = victim.known
+        if self.guide == "scav":
+            states = victim.states.fitted_on(self.fit)
+            probe = fit_probes(states, self.seed, [chat.depth])[chat.depth]
+            return lambda prompt: partial(by_probe, chat, probe, prompt.text)
+
+        def by_likelihood(prompt: Prompt) -> Score:
+            wanted = chat.template.encode_response(prompt.target or AFFIRMATION)
+            return partial(by_target, chat, wanted)
+
+        return by_likelihood
 
     def breed(
         self,
         chat: ChatModel,
         prompt: Prompt,
+        score: Score,
         report: Callable[[Sequence[float]], None] = lambda losses: None,
     ) -> tuple[str, list[float]]:
         """The text of the lowest loss, and the lowest loss of every generation.
 
+        A text is scored once, however often it comes back.
+
         Args:
             chat: the model.
             prompt: the request.
+            score: of whole prompts.
             report: called after every generation.
         """
-        wanted = chat.template.encode_response(prompt.target or AFFIRMATION)
         known: dict[str, float] = {}
 
-        def score(texts: Sequence[str]) -> list[float]:
-            new = [text for text in dict.fromkeys(texts) if text not in known]
-            known.update(zip(new, scored(chat, prompt.text, new, wanted), strict=True))
+        def scored(texts: Sequence[str]) -> list[float]:
+            # In alphabetical order texts of like length often start alike, and share that.
+            new = sorted({text for text in texts if text not in known})
+            if new:
+                found = score([filled(text, prompt.text) for text in new])
+                known.update(zip(new, found, strict=True))
             return [known[text] for text in texts]
 
         chance = random.Random(f"{self.seed} {prompt.id}")
@@ -302,12 +330,12 @@ class AutoDan:
         words: dict[str, float] = {}
         lowest: list[float] = []
         for step in range(self.steps):
-            losses = score(texts)
+            losses = scored(texts)
             order = sorted(range(len(texts)), key=lambda index: losses[index])
             lowest.append(losses[order[0]])
             report(lowest)
-            head = chat.template.encode(filled(texts[order[0]], prompt.text))
-            if step == self.steps - 1 or (self.stop and all_said(chat, [head], [wanted])):
+            asked = filled(texts[order[0]], prompt.text)
+            if step == self.steps - 1 or (self.stop and answered(chat, asked, self.max_new_tokens)):
                 break
             best = [texts[index] for index in order[: max(1, round(self.elites * len(texts)))]]
             drawn = parents(texts, losses, len(texts) - len(best), chance)
@@ -335,17 +363,29 @@ class AutoDan:
         return [mutated(text, self.mutation, chance, self.paper_exact) for text in children]
 
 
-def scored(
-    chat: ChatModel, request: str, texts: Sequence[str], target: Sequence[int]
-) -> list[float]:
-    """The target's loss after the request in each text; in the texts' order.
+def by_target(chat: ChatModel, target: Sequence[int], asked: Sequence[str]) -> list[float]:
+    """The target's loss after each prompt."""
+    heads = [chat.template.encode(text) for text in asked]
+    return read_target(chat, heads, target, held=Held()).losses.tolist()
 
-    In alphabetical order those of like length often start alike, and share what they start with.
+
+def by_probe(chat: ChatModel, probe: Probe, request: str, asked: Sequence[str]) -> list[float]:
+    """How harmful the last layer finds each prompt, and how far it is from the bare request.
+
+    log P(e) + log |e - e_request|: the product that SCAV minimises, so that a text looks harmless
+    and still is about what is asked. The bare request itself is no such text.
     """
-    order = sorted(range(len(texts)), key=lambda index: texts[index])
-    heads = [chat.template.encode(filled(texts[index], request)) for index in order]
-    found = losses_of(chat, heads, target).tolist()
-    return [loss for _, loss in sorted(zip(order, found, strict=True))]
+    states = prompt_states(chat, [request, *asked], layers=[chat.depth])[:, 0]
+    far = (states[1:] - states[0]).norm(dim=-1).clamp(min=1e-6)
+    harm = torch.nn.functional.logsigmoid(probe.logit(states[1:]))
+    return (harm + far.log()).tolist()
+
+
+def answered(chat: ChatModel, asked: str, tokens: int) -> bool:
+    """Whether the greedy answer has none of the refusal strings that AutoDAN's authors look for."""
+    (answer,) = generate(chat, [chat.template.encode(asked)], tokens)
+    text = chat.template.decode(answer)
+    return bool(text) and not keyword_refusal(text, "autodan")
 
 
 def filled(text: str, request: str) -> str:

@@ -149,7 +149,10 @@ class Attack(Protocol):
                 note of what goes on.
 
         Yields:
-            For each setting, one attempt a prompt, in the prompts' order.
+            Portions of attempts, all together one for every prompt and setting. What a portion
+            holds is recorded at once, and a kill loses no more: attacks that search for long yield
+            prompt after prompt, others setting after setting. What a prompt gets does not depend
+            on the other prompts.
         """
         ...
 

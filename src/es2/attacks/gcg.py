@@ -4,31 +4,37 @@ Source: Zou et al., "Universal and Transferable Adversarial Attacks on Aligned L
 2307.15043). Each step the gradient in the suffix's one-hot tokens names the most promising
 replacements at every position, some are drawn, and the suffix of the lowest loss becomes the next.
 The options: mellowmax (arXiv 2402.12329, in place of cross-entropy), momentum of the gradient (arXiv
-2405.01229), a buffer of suffixes of which the best is changed next (arXiv 2407.17447).
+2405.01229), a buffer of suffixes of which the best is changed next (arXiv 2407.17447), merging of a
+step's best replacements (arXiv 2405.21018), a schedule of positions, and probe sampling
+(`probe_sampling.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import Budget, metered
+from es2.attacks.probe_sampling import narrowed
 from es2.attacks.soft_prompt import Sharing, embedded, gradients
-from es2.attacks.target import AFFIRMATION, Loss, all_said, losses_of
+from es2.attacks.target import AFFIRMATION, Loss, Reading, read_target
 from es2.data.fitting import spread
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
+from es2.models.forward import Held
 from es2.models.generation import generate
-from es2.models.loading import ChatModel
+from es2.models.loading import ChatModel, load
 
 Rule = Literal["lowest loss", "first success"]
+Positions = Literal["random", "turns"]
 RULES: tuple[Rule, ...] = ("lowest loss", "first success")
 
 
@@ -85,11 +91,17 @@ class Gcg:
         width: candidates a step.
         top_k: replacements considered at each position.
         replace: positions changed in a candidate.
+        positions: which are changed: `random` ones, others in every candidate, or in `turns`, from
+            the last to the first, the same in all candidates of a step.
+        merge: the step's best so many replacements are tried together too, the best two, the best
+            three and so on; 0 or 1 for none.
         start: the suffix before the first step.
         loss: `cross_entropy`, or `mellowmax`, which looks at the worst tokens of the target most.
         momentum: weight of the earlier steps' gradients.
         buffer: so many of the best suffixes are kept and the best of them changed next; 0 always
             goes on from the last step's.
+        draft: a small chat model that reads every candidate, so that the model itself reads only
+            those that seem good (probe sampling); empty for none.
         stop: stop once the target is the greedy response.
         sharing: a suffix for each `prompt`, or a `universal` one.
         fit: training prompts that a universal suffix is fitted on.
@@ -104,10 +116,13 @@ class Gcg:
     width: int = 512
     top_k: int = 256
     replace: int = 1
+    positions: Positions = "random"
+    merge: int = 0
     start: str = " x x x x x x x x x x x x x x x x x x x x"
     loss: Loss = "cross_entropy"
     momentum: float = 0.0
     buffer: int = 0
+    draft: str = ""
     stop: bool = True
     sharing: Sharing = "prompt"
     fit: int = 8
@@ -125,55 +140,59 @@ class Gcg:
         skip: Collection[str] = (),
         progress: Report = silent,
     ) -> Iterator[list[Attempt]]:
-        """Searches, then answers every prompt with its suffix."""
+        """Searches and answers, prompt after prompt; all at once with a universal suffix."""
         wanted = [rule for rule in RULES if rule not in skip]
         if not wanted:
             return
-        chat, known = victim.chat, victim.known
-        table = token_table(known)
-        if self.sharing == "universal":
-            texts = spread(victim.fit.harmful, self.fit)
-            task = self.task(known, texts, [AFFIRMATION] * len(texts))
-            whole = self.search(known, task, table, partial(told, progress, "one for all"))
-            spent = whole.spent.among(len(prompts))
-            found = [replace(whole, spent=spent)] * len(prompts)
-        else:
-            found = []
-            for prompt in prompts:
-                task = self.task(known, [prompt.text], [prompt.target or AFFIRMATION])
-                where = f"prompt {len(found) + 1} of {len(prompts)}"
-                found.append(self.search(known, task, table, partial(told, progress, where)))
-        for rule in wanted:
-            suffixes = [
-                (one.first or one.lowest) if rule == "first success" else one.lowest
-                for one in found
-            ]
-            asked = [
-                prompt.text + str(chat.tokenizer.decode(suffix))
-                for prompt, suffix in zip(prompts, suffixes, strict=True)
-            ]
-            rows = [chat.template.encode(text) for text in asked]
-            with metered(chat) as answering:
-                answers = generate(chat, rows, self.max_new_tokens, progress=progress)
-            share = answering.among(len(prompts))
+        known = victim.known
+        table, draft = token_table(known), load(self.draft) if self.draft else None
+        universal = self.sharing == "universal"
+        portions = [list(prompts)] if universal else [[prompt] for prompt in prompts]
+        for number, portion in enumerate(portions, 1):
+            where = "one for all" if universal else f"prompt {number} of {len(portions)}"
+            texts = spread(victim.fit.harmful, self.fit) if universal else [portion[0].text]
+            target = AFFIRMATION if universal else portion[0].target or AFFIRMATION
+            task = self.task(known, texts, [target] * len(texts))
+            found = self.search(known, task, table, partial(told, progress, where), draft)
             yield [
-                Attempt.of(
-                    self,
-                    rule,
-                    prompt,
-                    chat.template.decode(answer),
-                    replace(one.spent + share, steps=len(one.losses)),
-                    seed=self.seed,
-                    losses=list(one.losses),
-                    rule=rule,
-                    details={
-                        "asked": text,
-                        "candidates": float(one.candidates),
-                        "succeeded": float(one.first is not None),
-                    },
-                )
-                for prompt, answer, text, one in zip(prompts, answers, asked, found, strict=True)
+                attempt
+                for rule in wanted
+                for attempt in self.answers(victim.chat, portion, rule, found, progress)
             ]
+
+    def answers(
+        self,
+        chat: ChatModel,
+        prompts: Sequence[Prompt],
+        rule: Rule,
+        found: Found,
+        progress: Report,
+    ) -> list[Attempt]:
+        """Every prompt's attempt with the suffix that a rule selects."""
+        suffix = (found.first or found.lowest) if rule == "first success" else found.lowest
+        asked = [prompt.text + str(chat.tokenizer.decode(suffix)) for prompt in prompts]
+        rows = [chat.template.encode(text) for text in asked]
+        with metered(chat) as answering:
+            answers = generate(chat, rows, self.max_new_tokens, progress=progress)
+        spent = (found.spent + answering).among(len(prompts))
+        return [
+            Attempt.of(
+                self,
+                rule,
+                prompt,
+                chat.template.decode(answer),
+                replace(spent, steps=len(found.losses)),
+                seed=self.seed,
+                losses=list(found.losses),
+                rule=rule,
+                details={
+                    "asked": text,
+                    "candidates": float(found.candidates),
+                    "succeeded": float(found.first is not None),
+                },
+            )
+            for prompt, answer, text in zip(prompts, answers, asked, strict=True)
+        ]
 
     def task(self, chat: ChatModel, texts: Sequence[str], targets: Sequence[str]) -> Task:
         """The prompts and targets as tokens."""
@@ -192,6 +211,7 @@ class Gcg:
         task: Task,
         table: Float[Tensor, "vocab d"],
         report: Callable[[Found], None] = lambda found: None,
+        draft: ChatModel | None = None,
     ) -> Found:
         """Greedy coordinate gradient from the start suffix; a pure function of the seed.
 
@@ -200,49 +220,57 @@ class Gcg:
             task: what the suffix is to work for.
             table: what the first block reads for every token, see `token_table`.
             report: called after every step.
+            draft: the small model of probe sampling.
 
         Raises:
             Es2Error: if the start suffix does not survive being written and read again.
         """
         now = list(chat.tokenizer(self.start, add_special_tokens=False)["input_ids"])
-        if not survives(chat, task, [now])[0]:
+        if not surviving(chat, task, [now]):
             raise Es2Error(
                 f"gcg: the start suffix {self.start!r} is other tokens after a prompt than alone; "
                 "give another start"
             )
         random = torch.Generator().manual_seed(self.seed)
         found = Found(now)
-        held: list[tuple[float, list[int]]] = []
+        buffer: list[tuple[float, list[int]]] = []
         velocity: Tensor | None = None
-        with metered(chat) as found.spent:
-            for _ in range(self.steps):
-                gradient = self.token_gradient(chat, task, now, table)
+        held = [Held() for _ in task.heads]
+        read = partial(self.read, chat, task, held=held)
+        drafted = nullcontext(Budget()) if draft is None else metered(draft)
+        with metered(chat) as found.spent, drafted as drafting:
+            for step in range(self.steps):
+                gradient = self.token_gradient(chat, task, now, table, held)
                 velocity = gradient if velocity is None else self.momentum * velocity + gradient
-                drawn = self.draw(now, velocity, random)
-                tried = [
-                    suffix
-                    for suffix, kept in zip(drawn, survives(chat, task, drawn), strict=True)
-                    if kept
-                ]
+                tried = surviving(chat, task, self.draw(now, velocity, random, step))
                 if not tried:
                     found.losses.append(found.losses[-1] if found.losses else float("inf"))
                     continue
-                losses = self.losses(chat, task, tried)
                 found.candidates += len(tried)
+                if draft is None:
+                    losses, said = read(tried)
+                else:
+                    guesses = self.guesses(chat, draft, task, tried)
+                    tried, (losses, said) = narrowed(tried, guesses, read, random)
+                if more := surviving(chat, task, merged(now, tried, losses, self.merge)):
+                    found.candidates += len(more)
+                    more_losses, more_said = read(more)
+                    tried += more
+                    losses, said = torch.cat([losses, more_losses]), torch.cat([said, more_said])
                 best = int(losses.argmin())
-                low, chosen = float(losses[best]), tried[best]
+                low, now = float(losses[best]), tried[best]
                 if low <= min(found.losses, default=float("inf")):
-                    found.lowest = chosen
+                    found.lowest = now
                 found.losses.append(low)
-                now = chosen
+                if found.first is None and said[best]:
+                    found.first = now
                 if self.buffer:
-                    held = sorted([*held, (low, chosen)])[: self.buffer]
-                    now = held[0][1]
-                if found.first is None and all_said(chat, task.rows(chosen), task.targets):
-                    found.first = chosen
+                    buffer = sorted([*buffer, (low, now)])[: self.buffer]
+                    now = buffer[0][1]
                 report(found)
                 if self.stop and found.first is not None:
                     break
+        found.spent = found.spent + replace(drafting, seconds=0.0)
         return found
 
     def token_gradient(
@@ -251,11 +279,13 @@ class Gcg:
         task: Task,
         suffix: Sequence[int],
         table: Float[Tensor, "vocab d"],
+        held: Sequence[Held],
     ) -> Float[Tensor, "tokens vocab"]:
         """Gradient of the loss in the suffix's one-hot tokens; of several prompts, normed and added."""
         rows = task.rows(suffix)
         vectors = table[list(suffix)][None].expand(len(rows), -1, -1)
-        _, gradient = gradients(chat, rows, task.targets, vectors, self.loss)
+        prefixes = held[0] if len(held) == 1 else None  # several prompts share the template alone
+        _, gradient = gradients(chat, rows, task.targets, vectors, self.loss, prefixes)
         each = gradient / gradient.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
         return each.sum(0) @ table.T
 
@@ -264,6 +294,7 @@ class Gcg:
         suffix: Sequence[int],
         gradient: Float[Tensor, "tokens vocab"],
         random: torch.Generator,
+        step: int = 0,
     ) -> list[list[int]]:
         """Different candidates, in the order of the first position that they change.
 
@@ -271,8 +302,10 @@ class Gcg:
         """
         best = (-gradient).topk(min(self.top_k, gradient.shape[1]), dim=1).indices.cpu()
         ids: Int[Tensor, "width tokens"] = torch.tensor([list(suffix)] * self.width)
+        turn = torch.arange(self.replace).add(step * self.replace).add(1).neg() % len(suffix)
         for row in ids:
             places = torch.randperm(len(suffix), generator=random)[: self.replace]
+            places = turn if self.positions == "turns" else places
             picks = torch.randint(best.shape[1], (len(places),), generator=random)
             row[places] = best[places, picks]
         different = {tuple(row): None for row in ids.tolist() if row != list(suffix)}
@@ -284,15 +317,40 @@ class Gcg:
 
         return [list(row) for row in sorted(different, key=changed, reverse=True)]
 
-    def losses(
-        self, chat: ChatModel, task: Task, suffixes: Sequence[Sequence[int]]
-    ) -> Float[Tensor, "n"]:
-        """Each suffix's loss, the mean over the prompts."""
+    def read(
+        self,
+        chat: ChatModel,
+        task: Task,
+        suffixes: Sequence[Sequence[int]],
+        held: Sequence[Held],
+    ) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
+        """Each suffix's loss, the mean over the prompts, and whether every target is said.
+
+        Small batches of like suffixes share more tokens than they cost in speed.
+        """
         of_each = zip(*(task.rows(suffix) for suffix in suffixes), strict=True)
-        found = [
-            losses_of(chat, rows, target, loss=self.loss)
-            for rows, target in zip(of_each, task.targets, strict=True)
+        size = max(1, chat.batch_size // 4)
+        found: list[Reading] = [
+            read_target(chat, rows, target, loss=self.loss, held=own, size=size)
+            for rows, target, own in zip(of_each, task.targets, held, strict=True)
         ]
+        losses = torch.stack([reading.losses for reading in found]).mean(0)
+        return losses, torch.stack([reading.said for reading in found]).all(0)
+
+    def guesses(
+        self,
+        chat: ChatModel,
+        draft: ChatModel,
+        task: Task,
+        suffixes: Sequence[Sequence[int]],
+    ) -> Float[Tensor, "n"]:
+        """What a draft model, with its own tokens and template, thinks of each suffix."""
+        texts = chat.tokenizer.batch_decode([list(suffix) for suffix in suffixes])
+        found = []
+        for prompt, target in zip(task.prompts, task.targets, strict=True):
+            heads = [draft.template.encode(prompt + text) for text in texts]
+            wanted = draft.template.encode_response(str(chat.tokenizer.decode(target)))
+            found.append(read_target(draft, heads, wanted, loss=self.loss).losses)
         return torch.stack(found).mean(0)
 
 
@@ -313,15 +371,39 @@ def token_table(chat: ChatModel) -> Float[Tensor, "vocab d"]:
     return weight.detach().float() * ((seen * plain).sum() / plain.square().sum())
 
 
-def survives(chat: ChatModel, task: Task, suffixes: Sequence[Sequence[int]]) -> list[bool]:
-    """Whether each suffix, written after each prompt and read again, is the same tokens."""
+def surviving(chat: ChatModel, task: Task, suffixes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The suffixes that, written after each prompt and read again, are the same tokens."""
     texts = chat.tokenizer.batch_decode([list(suffix) for suffix in suffixes])
-    whole = [True] * len(suffixes)
+    left = list(zip(suffixes, texts, strict=True))
     for prompt, head in zip(task.prompts, task.heads, strict=True):
-        rendered = [chat.template.render(prompt + text) for text in texts]
+        if not left:
+            break
+        rendered = [chat.template.render(prompt + text) for _, text in left]
         read = chat.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        whole = [
-            kept and list(row) == [*head, *suffix, *task.tail]
-            for kept, row, suffix in zip(whole, read, suffixes, strict=True)
+        left = [
+            pair
+            for pair, row in zip(left, read, strict=True)
+            if list(row) == [*head, *pair[0], *task.tail]
         ]
-    return whole
+    return [list(suffix) for suffix, _ in left]
+
+
+def merged(
+    now: Sequence[int],
+    tried: Sequence[Sequence[int]],
+    losses: Float[Tensor, "n"],
+    most: int,
+) -> list[list[int]]:
+    """The suffix with the replacements of its best two candidates, of its best three, and so on.
+
+    Where two change the same position, the better one's replacement stands.
+    """
+    order = losses.argsort(stable=True)[:most].tolist()
+    whole, found = list(now), []
+    for index in order:
+        changed = {i: new for i, new in enumerate(tried[index]) if new != now[i] == whole[i]}
+        for place, token in changed.items():
+            whole[place] = token
+        if index != order[0] and changed:
+            found.append(list(whole))
+    return found

@@ -18,16 +18,18 @@ from torch import Tensor
 
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import Budget, metered
-from es2.attacks.target import AFFIRMATION, Loss, target_losses
+from es2.attacks.target import AFFIRMATION, Loss, read_targets
 from es2.data.fitting import spread
 from es2.data.sources import Prompt
 from es2.models.activations import Edit
-from es2.models.forward import forward
-from es2.models.generation import generate
+from es2.models.forward import Held, forward
+from es2.models.generation import generate, in_batches
 from es2.models.loading import ChatModel
 
 Start = Literal["words", "random"]
 Sharing = Literal["prompt", "universal"]
+Row = tuple[Sequence[int], Sequence[int], Tensor]
+"""A templated prompt with room for a suffix, its target, and the suffix."""
 
 WORD = "!"
 """What the suffix is made of before the first step, where it starts from words."""
@@ -104,21 +106,47 @@ class SoftPrompt:
         skip: Collection[str] = (),
         progress: Report = silent,
     ) -> Iterator[list[Attempt]]:
-        """Optimises, stopping to answer; a skipped checkpoint is passed, not answered."""
+        """Optimises, stopping to answer, batch after batch of prompts; all at once with one suffix.
+
+        A skipped checkpoint is passed, not answered.
+        """
         left = [step for step in self._stops() if f"step={step}" not in skip]
         if not left:
             return
+        known = victim.known
+        if self.sharing == "universal":
+            texts = spread(victim.fit.harmful, self.fit)
+            targets = [AFFIRMATION] * len(texts)
+            suffixes = self._begin(known, 1)
+            yield from self._portion(victim, prompts, texts, targets, suffixes, left, progress)
+            return
+        size = max(1, known.batch_size // 2)
+        for first in range(0, len(prompts), size):
+            batch = prompts[first : first + size]
+            texts = [prompt.text for prompt in batch]
+            targets = [prompt.target or AFFIRMATION for prompt in batch]
+            suffixes = self._begin(known, len(batch))
+            yield from self._portion(victim, batch, texts, targets, suffixes, left, progress)
+
+    def _portion(
+        self,
+        victim: Victim,
+        prompts: Sequence[Prompt],
+        texts: Sequence[str],
+        targets: Sequence[str],
+        suffixes: Suffixes,
+        left: Sequence[int],
+        progress: Report,
+    ) -> Iterator[list[Attempt]]:
+        """Fits suffixes on texts, and answers prompts with them at each checkpoint."""
         chat, known = victim.chat, victim.known
-        shared = self.sharing == "universal"
-        texts = spread(victim.fit.harmful, self.fit) if shared else [p.text for p in prompts]
-        own = [p.target or AFFIRMATION for p in prompts]
-        targets = [AFFIRMATION] * len(texts) if shared else own
-        suffixes = self._begin(known, 1 if shared else len(prompts))
+        heads = [with_room(known, text, self.tokens) for text in texts]
+        wanted = [known.template.encode_response(target) for target in targets]
         rows = [with_room(chat, prompt.text, self.tokens) for prompt in prompts]
         spent, done = Budget(), 0
         for stop in left:
             with metered(known) as climbing:
-                self._climb(known, texts, targets, suffixes, stop - done, progress)
+                self._climb(known, heads, wanted, suffixes, stop - done, progress)
             spent, done = spent + climbing, stop
             with metered(chat) as answering:
                 answers = self._answer(chat, rows, suffixes.best, progress)
@@ -141,7 +169,7 @@ class SoftPrompt:
                 for prompt, answer, own in zip(
                     prompts,
                     answers,
-                    [0] * len(prompts) if shared else range(len(prompts)),
+                    range(len(prompts)) if len(suffixes.now) > 1 else [0] * len(prompts),
                     strict=True,
                 )
             ]
@@ -154,7 +182,7 @@ class SoftPrompt:
         else:
             random = torch.Generator().manual_seed(self.seed)
             size = len(chat.tokenizer)
-            ids = torch.randint(size, (count, self.tokens), generator=random)
+            ids = torch.randint(size, (1, self.tokens), generator=random).repeat(count, 1)
         start = embedded(chat, ids)
         return Suffixes(
             start,
@@ -167,33 +195,25 @@ class SoftPrompt:
     def _climb(
         self,
         chat: ChatModel,
-        texts: Sequence[str],
-        targets: Sequence[str],
+        heads: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
         suffixes: Suffixes,
         steps: int,
         progress: Report,
     ) -> None:
-        """Signed gradient steps, batch after batch of prompts; a universal suffix sees all at once."""
-        heads = [with_room(chat, text, self.tokens) for text in texts]
-        wanted = [chat.template.encode_response(target) for target in targets]
-        shared = self.sharing == "universal"
-        size = len(texts) if shared else max(1, chat.batch_size // 2)
-        for first in range(0, len(texts), size):
-            batch = slice(first, first + size)
-            own = slice(0, 1) if shared else batch
-            for _ in range(steps):
-                losses, gradient = gradients(chat, heads[batch], wanted[batch], suffixes.now[own])
-                if shared:
-                    losses = losses.mean(0, keepdim=True)
-                better = losses < suffixes.lowest[own]
-                suffixes.lowest[own] = torch.where(better, losses, suffixes.lowest[own])
-                suffixes.best[own][better] = suffixes.now[own][better]
-                suffixes.now[own] -= self.lr * gradient.sign()
-                progress(
-                    0, f"step {len(suffixes.losses[own][0]) + 1}, loss {float(losses.mean()):.2f}"
-                )
-                for history, loss in zip(suffixes.losses[own], losses.tolist(), strict=True):
-                    history.append(loss)
+        """Signed gradient steps; a universal suffix sees all prompts at once."""
+        held = Held()
+        for _ in range(steps):
+            losses, gradient = gradients(chat, heads, targets, suffixes.now, held=held)
+            if self.sharing == "universal":
+                losses = losses.mean(0, keepdim=True)
+            better = losses < suffixes.lowest
+            suffixes.lowest = torch.where(better, losses, suffixes.lowest)
+            suffixes.best[better] = suffixes.now[better]
+            suffixes.now -= self.lr * gradient.sign()
+            for history, loss in zip(suffixes.losses, losses.tolist(), strict=True):
+                history.append(loss)
+            progress(0, f"step {len(suffixes.losses[0])}, loss {float(losses.mean()):.2f}")
 
     def _answer(
         self,
@@ -256,6 +276,7 @@ def gradients(
     targets: Sequence[Sequence[int]],
     vectors: Float[Tensor, "n tokens d"],
     loss: Loss = "cross_entropy",
+    held: Held | None = None,
 ) -> tuple[Float[Tensor, "m"], Float[Tensor, "n tokens d"]]:
     """The target's loss after every prompt, and the gradient of their sum in the suffixes.
 
@@ -265,22 +286,42 @@ def gradients(
         targets: token ids.
         vectors: a suffix for each prompt, or one for all.
         loss: what is to fall.
+        held: prefixes of earlier passes.
     """
-    free = vectors.detach().clone().requires_grad_(True)
-    tail, tokens, keep = chat.template.tail, vectors.shape[1], chat.template.head
-    stops = torch.tensor([len(head) - tail - keep for head in heads], device=free.device)
-    columns = stops[:, None] - tokens + torch.arange(tokens, device=free.device)
+
+    def run(batch: list[Row]) -> list[tuple[Tensor, Tensor]]:
+        losses, gradient = _gradients(chat, batch, loss, held)
+        return list(zip(losses, gradient, strict=True))
+
+    own = vectors.expand(len(heads), -1, -1)
+    rows: list[Row] = list(zip(heads, targets, own, strict=True))
+    size = max(1, chat.batch_size // 2)  # a pass with gradient takes more memory
+    losses, each = zip(*in_batches(chat, rows, run, size=size), strict=True)
+    gradient = torch.stack(each)
+    return torch.stack(losses), gradient if len(vectors) > 1 else gradient.sum(0, keepdim=True)
+
+
+def _gradients(
+    chat: ChatModel, rows: Sequence[Row], loss: Loss, held: Held | None
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n tokens d"]]:
+    """One batch of prompts with their targets and suffixes."""
+    heads, targets, vectors = zip(*rows, strict=True)
+    free = torch.stack(vectors).detach().requires_grad_(True)
+    tokens = free.shape[1]
+    starts = [len(head) - chat.template.tail - tokens for head in heads]
+    columns = torch.tensor(starts, device=free.device)[:, None]
+    columns = columns + torch.arange(tokens, device=free.device)
+    index = torch.arange(len(heads), device=free.device)[:, None]
+    pairs = zip(heads, targets, strict=True)
+    longest = max(len(head) + len(target) - 1 for head, target in pairs)
 
     def change(stream: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
         changed = stream.clone()
-        # Without a cache to share, the rows stand there from the template's first token.
-        shift = stream.shape[1] - (max(map(len, rows)) - keep)
-        index = torch.arange(len(heads), device=free.device)[:, None]
-        changed[index, columns + shift] = free.expand(len(heads), -1, -1).to(stream.dtype)
+        shared = longest - stream.shape[1]
+        changed[index, columns - shared] = free.to(stream.dtype)
         return changed
 
-    rows = [[*head, *target] for head, target in zip(heads, targets, strict=True)]
     with torch.enable_grad():
-        losses = target_losses(chat, heads, targets, {0: change}, keep=keep, loss=loss)
-        (gradient,) = torch.autograd.grad(losses.sum(), free)
-    return losses.detach(), gradient
+        found = read_targets(chat, heads, targets, {0: change}, min(starts), loss, held)
+        (gradient,) = torch.autograd.grad(found.losses.sum(), free)
+    return found.losses.detach(), gradient

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from es2.models.activations import Edit
 from es2.models.blocks import logits
-from es2.models.forward import forward
-from es2.models.generation import generate, in_batches
+from es2.models.forward import Held, forward
+from es2.models.generation import in_batches
 from es2.models.loading import ChatModel
 
 Loss = Literal["cross_entropy", "mellowmax"]
@@ -22,15 +23,29 @@ AFFIRMATION = "Sure, here is"
 """The target where a prompt brings none of its own."""
 
 
-def target_losses(
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of targets after prompts.
+
+    Attributes:
+        losses: of each target's tokens, in nats.
+        said: whether the target is how the greedy response starts.
+    """
+
+    losses: Float[Tensor, "n"]
+    said: Bool[Tensor, "n"]
+
+
+def read_targets(
     chat: ChatModel,
     heads: Sequence[Sequence[int]],
     targets: Sequence[Sequence[int]],
     edits: Mapping[int, Edit] | None = None,
     keep: int | None = None,
     loss: Loss = "cross_entropy",
-) -> Float[Tensor, "n"]:
-    """The loss of each target's tokens after its templated prompt, in nats.
+    held: Held | None = None,
+) -> Reading:
+    """One pass over templated prompts with their targets behind them.
 
     Args:
         chat: the model.
@@ -40,41 +55,51 @@ def target_losses(
         keep: share at most this many tokens among the rows, so that edits see those from there on.
         loss: the mean cross-entropy over a target's tokens, or their mellowmax (at alpha 1), a mean
             that leans towards the worst (Asadi and Littman, arXiv 1612.05628).
+        held: prefixes of earlier passes.
     """
-    rows = [[*head, *target] for head, target in zip(heads, targets, strict=True)]
+    # Nothing is read where a target's last token stands, so no row holds it.
+    rows = [[*head, *target[:-1]] for head, target in zip(heads, targets, strict=True)]
     first = min(map(len, heads)) - 1
-    out = forward(chat, rows, keep=first if keep is None else min(keep, first), edits=edits)
+    keep = first if keep is None else min(keep, first)
+    out = forward(chat, rows, keep=keep, edits=edits, held=held)
     assert out.final is not None
     places = [
         (index, position)
         for index, (head, row) in enumerate(zip(heads, rows, strict=True))
-        for position in range(len(head) - 1, len(row) - 1)
+        for position in range(len(head) - 1, len(row))
     ]
     index, position = zip(*places, strict=True)
     scores = logits(chat.model, out.at(out.final, index, position))
     wanted = torch.tensor([token for target in targets for token in target], device=scores.device)
-    losses = torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
-    parts = losses.split([len(target) for target in targets])
+    lengths = [len(target) for target in targets]
+    parts = torch.nn.functional.cross_entropy(scores, wanted, reduction="none").split(lengths)
     if loss == "mellowmax":
-        return torch.stack([part.logsumexp(0) - math.log(len(part)) for part in parts])
-    return torch.stack([part.mean() for part in parts])
+        losses = torch.stack([part.logsumexp(0) - math.log(len(part)) for part in parts])
+    else:
+        losses = torch.stack([part.mean() for part in parts])
+    likeliest = (scores.argmax(-1) == wanted).split(lengths)
+    return Reading(losses, torch.stack([part.all() for part in likeliest]))
 
 
 @torch.no_grad()
-def losses_of(
+def read_target(
     chat: ChatModel,
     heads: Sequence[Sequence[int]],
     target: Sequence[int],
     edits: Mapping[int, Edit] | None = None,
     keep: int | None = None,
     loss: Loss = "cross_entropy",
-) -> Float[Tensor, "n"]:
-    """One target's loss after each of any number of prompts, in batches; see `target_losses`."""
+    held: Held | None = None,
+    size: int | None = None,
+) -> Reading:
+    """One target after each of any number of prompts, in batches, of at most `size` rows if given."""
 
-    def run(batch: list[Sequence[int]]) -> list[Tensor]:
-        return list(target_losses(chat, batch, [target] * len(batch), edits, keep, loss).cpu())
+    def run(batch: list[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+        found = read_targets(chat, batch, [target] * len(batch), edits, keep, loss, held)
+        return list(zip(found.losses.cpu(), found.said.cpu(), strict=True))
 
-    return torch.stack(in_batches(chat, heads, run))
+    losses, said = zip(*in_batches(chat, heads, run, size=size), strict=True)
+    return Reading(torch.stack(losses), torch.stack(said))
 
 
 def affirmation_loss(
@@ -87,15 +112,4 @@ def affirmation_loss(
     """
     heads = [chat.template.encode(prompt) for prompt in prompts]
     target = chat.template.encode_response(AFFIRMATION)
-    return float(losses_of(chat, heads, target, edits, keep=chat.template.head).mean())
-
-
-def all_said(
-    chat: ChatModel, heads: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
-) -> bool:
-    """Whether every prompt's greedy response starts with its target."""
-    answers = generate(chat, heads, max(map(len, targets)))
-    return all(
-        answer[: len(target)] == list(target)
-        for answer, target in zip(answers, targets, strict=True)
-    )
+    return float(read_target(chat, heads, target, edits, keep=chat.template.head).losses.mean())

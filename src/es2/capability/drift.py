@@ -7,7 +7,6 @@ response position, and the ratio of the perplexities that the two give those ans
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +48,7 @@ def drift(base: ChatModel, defended: ChatModel, reference: Reference) -> Drift:
     """
     index = {id(row): i for i, row in enumerate(reference.rows)}
 
-    def run(batch: list[Sequence[int]]) -> list[Float[Tensor, "4 _"]]:
+    def run(batch: list[list[int]]) -> list[Float[Tensor, "4 _"]]:
         firsts = [reference.firsts[index[id(row)]] for row in batch]
         out = forward(defended, batch, keep=min(firsts))
         assert out.final is not None

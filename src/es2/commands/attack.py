@@ -6,7 +6,7 @@ import json as jsonlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from es2.config import make_attacks
 from es2.data.sources import load_prompts
 from es2.errors import Es2Error
 from es2.models.loading import adapter_base
-from es2.pipeline.attack import attack_model, judge_of
+from es2.pipeline.attack import attack_model, judge_of, label
 from es2.report.table import table
 from es2.results.store import ATTEMPTS, read_attempts, read_json, write_json
 from es2.results.summary import summarise
@@ -53,7 +53,7 @@ def attack(
         limit: at most this many prompts, spread evenly.
         base: the undefended model, whose perplexity tells coherence; default: an adapter's base,
             or the model itself.
-        stale: fit the attack on the undefended model instead of the one under attack.
+        stale: run the attack a second time, fitted on the undefended model alone.
         fit: prompts that the attack is fitted on.
         settings: the attack's own, as NAME=VALUE, such as p0=[0.001,0.0001].
         max_new_tokens: length of an answer.
@@ -85,12 +85,15 @@ def attack(
         "dtype": dtype,
         "stale": stale,
     }
-    victim = Victim(chat, to_fit, base=None if base is None else undefended, stale=stale)
+    victim = Victim(chat, to_fit, base=None if base is None else undefended)
+    victims = [victim, replace(victim, stale=True)] if stale else [victim]
     with tempfile.TemporaryDirectory() as scratch, noted(out, asked):
         run = out or Path(scratch)
         judge = judge_of(undefended, to_fit)
-        attack_model("model", victim, judge, chosen, aimed, run)
-        results = summarise(read_attempts(run), {chosen.name: chosen.published})
+        for one in victims:
+            attack_model("model", one, judge, chosen, aimed, run)
+        published = {label(chosen, one.stale): chosen.published for one in victims}
+        results = summarise(read_attempts(run), published)
         if out is not None:
             write_json(out / "results.json", results)
     plain = results.model_dump(mode="json")

@@ -76,7 +76,7 @@ def record(
     starts = [shared_prefix(rows)] * len(rows) if whole_prompt else firsts
     start_of = {id(row): start for row, start in zip(rows, starts, strict=True)}
 
-    def run(batch: list[Sequence[int]]) -> list[Tensor]:
+    def run(batch: list[list[int]]) -> list[Tensor]:
         out = forward(chat, batch, keep=min(start_of[id(row)] for row in batch))
         assert out.final is not None
         return [

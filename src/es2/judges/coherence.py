@@ -208,7 +208,7 @@ def token_log_probs(
     rows = [head + list(tail) for head, tail in zip(heads, responses, strict=True)]
     starts = {id(row): len(head) for row, head in zip(rows, heads, strict=True)}
 
-    def run(batch: list[Sequence[int]]) -> list[Tensor]:
+    def run(batch: list[list[int]]) -> list[Tensor]:
         out = forward(base, batch, keep=min(starts[id(row)] for row in batch) - 1)
         assert out.final is not None
         results = []

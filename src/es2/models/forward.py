@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,6 +62,49 @@ def view_of(cache: DynamicCache, batch: int) -> DynamicCache:
     return fresh
 
 
+def cropped(cache: DynamicCache, tokens: int) -> DynamicCache | None:
+    """A fresh cache of the first tokens alone; None if a sliding window has dropped some of them."""
+    fresh = view_of(cache, 1)
+    layer: Any
+    for layer in fresh.layers:
+        if layer.get_seq_length() > layer.keys.shape[-2] and layer.get_seq_length() != tokens:
+            return None
+        layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length = tokens
+    return fresh
+
+
+@dataclass
+class Held:
+    """The last prefix's keys and values, for passes without gradient whose rows start much alike.
+
+    What a prefix has in common with the one held is not computed again. A holder serves one model,
+    for as long as its weights stay as they are.
+
+    Attributes:
+        tokens: of the prefix.
+        cache: its keys and values (batch of 1).
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    cache: DynamicCache | None = None
+
+    @torch.no_grad()
+    def of(self, chat: ChatModel, prefix: Sequence[int]) -> DynamicCache | None:
+        """As `prefix_cache`."""
+        known = shared_prefix([[*prefix, -1], [*self.tokens, -2]])
+        start = cropped(self.cache, known) if self.cache is not None and known else None
+        if start is None:
+            self.tokens, self.cache = list(prefix), prefix_cache(chat, prefix)
+            return self.cache
+        if known < len(prefix):
+            ids = torch.tensor([list(prefix[known:])], device=chat.device)
+            start = chat.decoder(input_ids=ids, past_key_values=start).past_key_values
+            self.tokens, self.cache = list(prefix), start
+        return start
+
+
 @dataclass(frozen=True)
 class Forward:
     """What a batched forward pass left, in coordinates of the rows' tokens after the prefix.
@@ -98,6 +141,7 @@ def forward(
     stop: bool = False,
     keep: int | None = None,
     edits: Mapping[int, Edit] | None = None,
+    held: Held | None = None,
 ) -> Forward:
     """One pass of the decoder (no output embedding) over token rows of any lengths.
 
@@ -109,10 +153,12 @@ def forward(
         keep: share at most this many tokens, so that positions from there on can be read.
         edits: changes to the residual stream, by layer. They see the rows' own tokens, not the
             shared prefix, padded at the end.
+        held: prefixes of earlier passes; None to compute this one's anew, with gradient.
     """
     length = shared_prefix(rows)
     length = length if keep is None else min(length, keep)
-    cache = prefix_cache(chat, rows[0][:length])
+    prefix = rows[0][:length]
+    cache = prefix_cache(chat, prefix) if held is None else held.of(chat, prefix)
     length = length if cache is not None else 0
     ids = pad_right([row[length:] for row in rows], chat.template.pad_id).to(chat.device)
     past = view_of(cache, len(rows)) if cache is not None else None

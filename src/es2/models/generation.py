@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
@@ -18,6 +18,7 @@ from es2.models.blocks import logits
 from es2.models.forward import prefix_cache, shared_prefix, view_of
 from es2.models.loading import ChatModel
 
+Row = TypeVar("Row", bound=Sized)
 Result = TypeVar("Result")
 
 Edits = Mapping[int, Edit] | Callable[[Sequence[Sequence[int]]], Mapping[int, Edit]]
@@ -38,18 +39,20 @@ class Sampling:
 
 def in_batches(
     chat: ChatModel,
-    rows: Sequence[Sequence[int]],
-    function: Callable[[list[Sequence[int]]], list[Result]],
+    rows: Sequence[Row],
+    function: Callable[[list[Row]], list[Result]],
     progress: Callable[[int], None] = lambda done: None,
+    size: int | None = None,
 ) -> list[Result]:
     """Applies a function to batches of rows of like length; results in the rows' order.
 
-    A batch that does not fit into memory is halved, once for all later ones.
+    A batch that does not fit into memory is halved, once for all later ones. None has more rows than
+    `size`, where that is given.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     results: dict[int, Result] = {}
     while len(results) < len(order):
-        batch = order[len(results) : len(results) + chat.batch_size]
+        batch = order[len(results) :][: min(chat.batch_size, size or len(order))]
         try:
             done = function([rows[index] for index in batch])
         except RuntimeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from es2.attacks.base import Attack, Victim
@@ -43,6 +44,11 @@ def attack(
     return results.defences["model"].attacks[attack.name]
 
 
+def label(attack: Attack, stale: bool) -> str:
+    """The attack's name in records and results: one that is fitted on the base is called stale."""
+    return f"{attack.name}_stale" if stale else attack.name
+
+
 def judge_of(base: ChatModel, fit: FitPrompts) -> CalibratedJudge:
     """The undefended model as a judge, its limits set from its own harmless answers."""
     with bar("calibrating the judge", 1) as advance:
@@ -61,7 +67,8 @@ def attack_model(
 ) -> None:
     """Attacks, judges, and appends a record an attempt to a run folder's `attempts.jsonl`.
 
-    Settings of the attack that the folder already holds for all prompts are not run again.
+    Prompts that the folder already holds under every setting are not attacked again, nor is any under
+    a setting that it holds for all others.
 
     Args:
         defence: the victim's name in the records: `base`, or a defence.
@@ -71,23 +78,24 @@ def attack_model(
         prompts: harmful prompts to get an answer to.
         run: the run folder.
     """
-    wanted = {prompt.id for prompt in prompts}
+    name = label(attack, victim.stale)
     done: dict[str, set[str]] = {}
     for record in read_attempts(run):
-        if (record["kind"], record["defence"], record["attack"]) == (
-            "attack",
-            defence,
-            attack.name,
-        ):
-            done.setdefault(record["setting"], set()).add(record["prompt_id"])
-    skip = {setting for setting, ids in done.items() if ids >= wanted}
-    left = len(prompts) * (len(attack.settings()) - len(skip))
-    if not left:
+        if (record["kind"], record["defence"], record["attack"]) == ("attack", defence, name):
+            done.setdefault(record["prompt_id"], set()).add(record["setting"])
+    settings = set(attack.settings())
+    prompts = [prompt for prompt in prompts if not settings <= done.get(prompt.id, set())]
+    if not prompts:
         return
-    with bar(f"{attack.name} on {defence}", left) as advance:
+    skip = settings.intersection(*(done.get(prompt.id, set()) for prompt in prompts))
+    with bar(f"{name} on {defence}", len(prompts) * len(settings - skip)) as advance:
         for attempts in attack.run(victim, prompts, skip, advance):
             judgements = judge([a.prompt for a in attempts], [a.completion for a in attempts])
             pairs = zip(attempts, judgements, strict=True)
             # A kill may have left some of a setting's attempts; none is recorded twice.
-            new = [(a, j) for a, j in pairs if a.prompt_id not in done.get(a.setting, ())]
+            new = [
+                (replace(one, attack=name), judgement)
+                for one, judgement in pairs
+                if one.setting not in done.get(one.prompt_id, ())
+            ]
             append_attempts(run, [attempt_record(defence, "attack", a, j) for a, j in new])

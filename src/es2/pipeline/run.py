@@ -27,7 +27,7 @@ from es2.defences.reference import record
 from es2.errors import Es2Error
 from es2.judges.coherence import CalibratedJudge, Judge, calibrate
 from es2.models.loading import ChatModel, load
-from es2.pipeline.attack import attack_model
+from es2.pipeline.attack import attack_model, label
 from es2.pipeline.cost import measure_refusals
 from es2.pipeline.harden import harden, read_states
 from es2.progress import bar, console
@@ -297,19 +297,17 @@ def geometry(experiment: Experiment) -> None:
 
 
 def attacking(experiment: Experiment) -> None:
-    """Every attack, refitted on every model: `attempts.jsonl`."""
+    """Every attack, refitted on every model, and on the base where asked: `attempts.jsonl`."""
+    recipe, aimed = experiment.recipe, experiment.prompts.harmful.test
     with experiment.folder.stage("attack"):
         judge = experiment.judge
         for name, victim in experiment.victims.items():
-            for attack in make_attacks(experiment.recipe.attacks):
-                attack_model(
-                    name,
-                    victim,
-                    judge,
-                    attack,
-                    experiment.prompts.harmful.test,
-                    experiment.folder.path,
-                )
+            for attack in make_attacks(recipe.attacks):
+                victims = [victim]
+                if attack.name in recipe.stale and name != "base":
+                    victims.append(replace(victim, stale=True))
+                for known in victims:
+                    attack_model(name, known, judge, attack, aimed, experiment.folder.path)
 
 
 def costs(experiment: Experiment) -> None:
@@ -334,7 +332,8 @@ def costs(experiment: Experiment) -> None:
 
 def write_results(path: Path, recipe: Recipe, moved: Drift) -> None:
     """`results.json` from the records."""
-    published = {attack.name: attack.published for attack in make_attacks(recipe.attacks)}
+    attacks = make_attacks(recipe.attacks)
+    published = {label(one, s): one.published for one in attacks for s in (False, True)}
     results = summarise(read_attempts(path), published)
     results = with_drift(results, "base", 0.0, 1.0)
     results = with_drift(results, "es2", moved.kl, moved.perplexity_ratio)

@@ -34,6 +34,8 @@ _NAMES = {
 
 def name(key: str) -> str:
     """An attack's or defence's published name, for its key in the records."""
+    if key.endswith("_stale"):
+        return f"{name(key.removesuffix('_stale'))}, fitted on base"
     return _NAMES.get(key, key.replace("_", " "))
 
 

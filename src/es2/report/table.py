@@ -53,6 +53,9 @@ def _add_attack(
     if any(result and len(result.settings) > 1 for result in faced):
         chosen = [result.any_setting if result else None for result in faced]
         _add_rates(grid, "  judged, best for each prompt", chosen, compared, better=1)
+        means = [result.mean if result else None for result in faced]
+        cells = [Text(NONE if mean is None else percent(mean)) for mean in means]
+        grid.add_row("  judged, mean of settings", *cells, *([""] if compared else []))
     if any(result and result.setting for result in faced):
         cells = [Text(result.setting if result else NONE, style="dim") for result in faced]
         grid.add_row(Text("  best setting", style="dim"), *cells, *([""] if compared else []))

@@ -47,11 +47,15 @@ def prompt_states(
     chat: ChatModel,
     prompts: Sequence[str],
     progress: Callable[[int], None] = lambda done: None,
+    layers: Sequence[int] = (),
 ) -> Float[Tensor, "n layers d"]:
-    """Residual stream at every layer, at the last token of each templated prompt; on the CPU."""
-    layers = range(1, chat.depth + 1)
+    """Residual stream at the last token of each templated prompt; on the CPU.
 
-    def run(batch: list[Sequence[int]]) -> list[Tensor]:
+    At every layer, or at those given.
+    """
+    layers = layers or range(1, chat.depth + 1)
+
+    def run(batch: list[list[int]]) -> list[Tensor]:
         out = forward(chat, batch, layers=layers, stop=True)
         last = [len(row) - 1 for row in batch]
         stacked = [out.at(out.states[layer], range(len(batch)), last) for layer in layers]
@@ -118,13 +122,13 @@ def class_states(
     return ClassStates(*(prompt_states(chat, texts, progress) for texts in groups))
 
 
-def fit_probes(states: ClassStates, seed: int = 0) -> dict[int, Probe]:
-    """A probe for every layer, keyed by the 1-based layer."""
+def fit_probes(states: ClassStates, seed: int = 0, layers: Sequence[int] = ()) -> dict[int, Probe]:
+    """A probe for every layer, or for those given, keyed by the 1-based layer."""
     fit = torch.cat([states.harmful, states.harmless])
     labels = torch.arange(len(fit)) < len(states.harmful)
     held = torch.cat([states.held_harmful, states.held_harmless])
     held_labels = torch.arange(len(held)) < len(states.held_harmful)
     return {
         layer: fit_probe(fit[:, layer - 1], labels, held[:, layer - 1], held_labels, seed)
-        for layer in range(1, fit.shape[1] + 1)
+        for layer in layers or range(1, fit.shape[1] + 1)
     }

@@ -14,6 +14,7 @@ import es2
 from es2.attacks import (
     AdapterStrip,
     Attack,
+    AutoDan,
     BestOfN,
     Direct,
     Gcg,
@@ -34,7 +35,8 @@ SUITE: list[tuple[Attack, str, int | None]] = [
     (RefusalAblation(), "defaults", None),
     (BestOfN(tries=8), "8 tries", None),
     (SoftPrompt(steps=60, checkpoints=3), "60 steps of 100", 12),
-    (Gcg(steps=40, width=64), "40 steps of 250, width 64 of 512", 4),
+    (Gcg(steps=60, width=32, merge=8), "60 steps of 250, width 32 of 512, merge 8", 6),
+    (AutoDan(steps=10, population=48), "10 steps of 100, 48 texts of 256", 6),
 ]
 """The attack, what was left of its defaults, and how many prompts where fewer than for the others."""
 
@@ -51,9 +53,9 @@ def main() -> None:
     base: ChatModel | None = es2.load(options.base) if options.base else None
     suite = SUITE + ([(AdapterStrip(), "defaults", None)] if base else [])
     print(
-        "| attack | budget | prompts | judged DSR, best setting | best for each | setting | min |"
+        "| attack | budget | prompts | keyword DSR | judged DSR | best for each | setting | min |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for attack, budget, few in suite:
         if options.only and attack.name not in options.only:
             continue
@@ -61,7 +63,8 @@ def main() -> None:
         started = time.perf_counter()
         found = es2.attack(chat, attack, prompts, base=base)
         minutes = (time.perf_counter() - started) / 60
-        cells = [attack.name, budget, len(prompts), share(found.dsr.judged)]
+        cells = [attack.name, budget, len(prompts), share(found.dsr.keyword)]
+        cells += [share(found.dsr.judged)]
         cells += [share(found.any_setting), found.setting, f"{minutes:.1f}"]
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 

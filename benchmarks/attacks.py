@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from machine import peak
 from torch import Tensor
 
 import es2
@@ -40,12 +41,6 @@ def timed(function: Callable[[], object]) -> tuple[float, object]:
     started = time.perf_counter()
     result = function()
     return time.perf_counter() - started, result
-
-
-def peak() -> float:
-    """Operations a second of a large float32 matrix multiplication, the best of five."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    return 2 * 2048**3 / min(timed(lambda: a @ b)[0] for _ in range(5))
 
 
 def compare(

@@ -326,10 +326,10 @@ class Gcg:
     ) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
         """Each suffix's loss, the mean over the prompts, and whether every target is said.
 
-        Small batches of like suffixes share more tokens than they cost in speed.
+        Half batches of like suffixes share more tokens than they cost in speed.
         """
         of_each = zip(*(task.rows(suffix) for suffix in suffixes), strict=True)
-        size = max(1, chat.batch_size // 4)
+        size = max(1, chat.batch_size // 2)
         found: list[Reading] = [
             read_target(chat, rows, target, loss=self.loss, held=own, size=size)
             for rows, target, own in zip(of_each, task.targets, held, strict=True)

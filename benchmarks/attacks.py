@@ -108,7 +108,7 @@ def close(one: object, other: object) -> bool:
     return bool(torch.allclose(torch.as_tensor(one), torch.as_tensor(other), atol=1e-4, rtol=0))
 
 
-def soft_prompt(chat: ChatModel, texts: Sequence[str], tokens: int = 20, steps: int = 3) -> None:
+def soft_prompt(chat: ChatModel, texts: Sequence[str], tokens: int = 20, steps: int = 10) -> None:
     """Gradient steps of sixteen suffixes at once against one after the other."""
     word = chat.tokenizer(WORD, add_special_tokens=False)["input_ids"][:1]
     target = chat.tokenizer("Sure, here is how to do it", add_special_tokens=False)["input_ids"]
@@ -163,13 +163,13 @@ def autodan(chat: ChatModel, prompt: es2.Prompt) -> None:
             rows = [[*chat.template.encode(text), *wanted] for text in asked[start : start + 16]]
             longest = max(map(len, rows))
             pads = [longest - len(row) for row in rows]
-            ids = torch.tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)])
-            mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads])
+            ids = torch.tensor([row + [0] * pad for pad, row in zip(pads, rows, strict=True)])
+            mask = torch.tensor([[1] * (longest - pad) + [0] * pad for pad in pads])
             scores = chat.inner(input_ids=ids, attention_mask=mask).logits
-            ours = scores[:, -len(wanted) - 1 : -1].transpose(1, 2)
-            aim = torch.tensor([wanted] * len(rows))
-            losses = torch.nn.functional.cross_entropy(ours, aim, reduction="none")
-            found += losses.mean(1).tolist()
+            for row, own in zip(rows, scores, strict=True):
+                last = own[len(row) - len(wanted) - 1 : len(row) - 1]
+                loss = torch.nn.functional.cross_entropy(last, torch.tensor(wanted))
+                found.append(float(loss))
         return found
 
     compare("autodan", chat, ours, plain, close, 2)

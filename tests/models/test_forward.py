@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import FalconH1Config, FalconH1ForCausalLM
 
-from es2.models.forward import forward, pad_right, prefix_cache, shared_prefix, view_of
+from es2.models.forward import Held, forward, pad_right, prefix_cache, shared_prefix, view_of
 from es2.models.loading import ChatModel
 from tiny import FAMILIES, GEMMA_WINDOW, encode, make_chat, with_lora
 
@@ -245,3 +245,58 @@ def test_no_token_of_a_row_sees_its_padding(chat: ChatModel) -> None:
 def test_every_family_is_covered() -> None:
     assert set(FAMILIES) == {"llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3"}
     assert isinstance(make_chat("phi3").blocks, nn.ModuleList)
+
+
+def test_what_is_held_is_not_computed_again_and_changes_nothing(
+    chat: ChatModel, family: str
+) -> None:
+    head = [1, *range(20, 32)]
+    held, read = Held(), []
+    handle = chat.decoder.register_forward_pre_hook(
+        lambda _m, _i, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    passes = [
+        [[*head, 40, 41, 42], [*head, 40, 43, 44, 45]],
+        [[*head, 40, 46, 47], [*head, 40, 48, 49]],  # the same prefix
+        [[*head, 50, 51], [*head, 52, 53]],  # a shorter one
+        [[*head, 60, 61, 62, 63], [*head, 60, 61, 62, 64]],  # a longer one
+        [[9, 8, 7, 6], [9, 8, 7, 5]],  # another
+    ]
+    with torch.no_grad():
+        for rows in passes:
+            out = forward(chat, rows, held=held)
+            assert out.final is not None and isinstance(out.offset, int)
+            for place, row in enumerate(rows):
+                _, final = plainly(chat, row)
+                read.pop()
+                own = slice(0, len(row) - out.offset)
+                torch.testing.assert_close(
+                    out.final[place, own], final[out.offset :], rtol=1e-4, atol=1e-4
+                )
+    handle.remove()
+    if family != "gemma3":  # whose window the longer prefixes outgrow
+        assert read == [14, 3, 2, 2, 3, 1, 3, 1]
+
+
+def test_rows_go_on_from_starts_of_their_own(chat: ChatModel, family: str) -> None:
+    prefixes = [[1, 20, 21], [1, 20, 21, 22, 23, 24], [1, 30]]
+    rows = [[*prefixes[0], 5, 6, 7], [*prefixes[1], 8], [*prefixes[2], 9, 10]]
+    held = Held()
+    starts = held.starts(chat, prefixes, 9)
+    if family == "gemma3":  # padding takes up room in a sliding window
+        assert starts is None
+        return
+    assert starts is not None and starts is held.starts(chat, prefixes, 9)
+    for _ in range(2):  # a pass leaves them as they were
+        with torch.no_grad():
+            out = forward(chat, rows, layers=[2], starts=starts)
+            assert out.final is not None
+            for place, row in enumerate(rows):
+                states, final = plainly(chat, row)
+                cut = len(prefixes[place])
+                own = slice(0, len(row) - cut)
+                torch.testing.assert_close(
+                    out.states[2][place, own], states[1][cut:], rtol=1e-4, atol=1e-4
+                )
+                last = out.at(out.final, [place], [len(row) - 1])[0]
+                torch.testing.assert_close(last, final[-1], rtol=1e-4, atol=1e-4)

@@ -284,8 +284,7 @@ class Gcg:
         """Gradient of the loss in the suffix's one-hot tokens; of several prompts, normed and added."""
         rows = task.rows(suffix)
         vectors = table[list(suffix)][None].expand(len(rows), -1, -1)
-        prefixes = held[0] if len(held) == 1 else None  # several prompts share the template alone
-        _, gradient = gradients(chat, rows, task.targets, vectors, self.loss, prefixes)
+        _, gradient = gradients(chat, rows, task.targets, vectors, self.loss, held[0])
         each = gradient / gradient.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
         return each.sum(0) @ table.T
 

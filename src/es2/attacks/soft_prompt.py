@@ -308,20 +308,26 @@ def _gradients(
     heads, targets, vectors = zip(*rows, strict=True)
     free = torch.stack(vectors).detach().requires_grad_(True)
     tokens = free.shape[1]
-    starts = [len(head) - chat.template.tail - tokens for head in heads]
-    columns = torch.tensor(starts, device=free.device)[:, None]
-    columns = columns + torch.arange(tokens, device=free.device)
-    index = torch.arange(len(heads), device=free.device)[:, None]
+    firsts = [len(head) - chat.template.tail - tokens for head in heads]
     pairs = zip(heads, targets, strict=True)
     longest = max(len(head) + len(target) - 1 for head, target in pairs)
+    starts = None
+    if held is not None:  # what stands before a suffix is the same at every step
+        before = [head[:first] for head, first in zip(heads, firsts, strict=True)]
+        starts = held.starts(chat, before, longest)
+    columns = torch.tensor(firsts, device=free.device)[:, None]
+    columns = columns + torch.arange(tokens, device=free.device)
+    index = torch.arange(len(heads), device=free.device)[:, None]
 
     def change(stream: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
         changed = stream.clone()
-        shared = longest - stream.shape[1]
-        changed[index, columns - shared] = free.to(stream.dtype)
+        read = columns[:, :1] if starts is not None else longest - stream.shape[1]
+        changed[index, columns - read] = free.to(stream.dtype)
         return changed
 
     with torch.enable_grad():
-        found = read_targets(chat, heads, targets, {0: change}, min(starts), loss, held)
+        found = read_targets(
+            chat, heads, targets, {0: change}, min(firsts), loss, held=held, starts=starts
+        )
         (gradient,) = torch.autograd.grad(found.losses.sum(), free)
     return found.losses.detach(), gradient

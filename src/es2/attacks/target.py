@@ -13,7 +13,7 @@ from torch import Tensor
 
 from es2.models.activations import Edit
 from es2.models.blocks import logits
-from es2.models.forward import Held, forward
+from es2.models.forward import Held, Starts, forward
 from es2.models.generation import in_batches
 from es2.models.loading import ChatModel
 
@@ -44,6 +44,7 @@ def read_targets(
     keep: int | None = None,
     loss: Loss = "cross_entropy",
     held: Held | None = None,
+    starts: Starts | None = None,
 ) -> Reading:
     """One pass over templated prompts with their targets behind them.
 
@@ -56,12 +57,13 @@ def read_targets(
         loss: the mean cross-entropy over a target's tokens, or their mellowmax (at alpha 1), a mean
             that leans towards the worst (Asadi and Littman, arXiv 1612.05628).
         held: prefixes of earlier passes.
+        starts: what each prompt starts with, in place of what all share.
     """
     # Nothing is read where a target's last token stands, so no row holds it.
     rows = [[*head, *target[:-1]] for head, target in zip(heads, targets, strict=True)]
     first = min(map(len, heads)) - 1
     keep = first if keep is None else min(keep, first)
-    out = forward(chat, rows, keep=keep, edits=edits, held=held)
+    out = forward(chat, rows, keep=keep, edits=edits, held=held, starts=starts)
     assert out.final is not None
     places = [
         (index, position)

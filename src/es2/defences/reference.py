@@ -80,7 +80,9 @@ def record(
         out = forward(chat, batch, keep=min(start_of[id(row)] for row in batch))
         assert out.final is not None
         return [
-            out.final[i, start_of[id(row)] - out.offset : len(row) - out.offset].clone()
+            out.at(
+                out.final, [i] * (len(row) - start_of[id(row)]), range(start_of[id(row)], len(row))
+            )
             for i, row in enumerate(batch)
         ]
 

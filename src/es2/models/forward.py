@@ -41,10 +41,23 @@ def prefix_cache(chat: ChatModel, prefix: Sequence[int]) -> DynamicCache | None:
         return None
     ids = torch.tensor([list(prefix)], device=chat.device)
     cache = chat.decoder(input_ids=ids, use_cache=True).past_key_values
-    # Not isinstance: layers that keep more than keys and values are subclasses of these.
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
-        return None
-    return cache
+    return cache if shareable(cache) else None
+
+
+def shareable(cache: DynamicCache) -> bool:
+    """Whether all layers keep keys and values and nothing else."""
+    # Not isinstance: layers that keep more are subclasses of these.
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+def slides(cache: DynamicCache, tokens: int) -> bool:
+    """Whether a row of so many tokens outgrows a sliding window.
+
+    The window is counted over the cache, where padding between a start and what follows it would
+    take up room in it.
+    """
+    windows = [getattr(layer, "sliding_window", tokens) for layer in cache.layers]
+    return min(windows) < tokens
 
 
 def view_of(cache: DynamicCache, batch: int) -> DynamicCache:
@@ -75,20 +88,37 @@ def cropped(cache: DynamicCache, tokens: int) -> DynamicCache | None:
     return fresh
 
 
-@dataclass
-class Held:
-    """The last prefix's keys and values, for passes without gradient whose rows start much alike.
-
-    What a prefix has in common with the one held is not computed again. A holder serves one model,
-    for as long as its weights stay as they are.
+@dataclass(frozen=True)
+class Starts:
+    """Keys and values of what each row starts with, for passes that differ only behind it.
 
     Attributes:
-        tokens: of the prefix.
+        lengths: the number of tokens of each start.
+        mask: 1 where there is a token; shorter starts are padded in front.
+        cache: keys and values.
+    """
+
+    lengths: list[int]
+    mask: Int[Tensor, "batch longest"]
+    cache: DynamicCache
+
+
+@dataclass
+class Held:
+    """Keys and values of earlier passes, so that passes that start alike need not compute them again.
+
+    A holder serves one model, for as long as its weights stay as they are. What it holds has no
+    gradient.
+
+    Attributes:
+        tokens: of the last prefix.
         cache: its keys and values (batch of 1).
+        batches: starts of whole batches.
     """
 
     tokens: list[int] = field(default_factory=list)
     cache: DynamicCache | None = None
+    batches: dict[tuple[tuple[int, ...], ...], Starts | None] = field(default_factory=dict)
 
     @torch.no_grad()
     def of(self, chat: ChatModel, prefix: Sequence[int]) -> DynamicCache | None:
@@ -104,6 +134,33 @@ class Held:
             self.tokens, self.cache = list(prefix), start
         return start
 
+    @torch.no_grad()
+    def starts(
+        self, chat: ChatModel, prefixes: Sequence[Sequence[int]], longest: int
+    ) -> Starts | None:
+        """What a batch's rows start with; None where the model cannot keep it.
+
+        Args:
+            chat: the model.
+            prefixes: the rows' starts, each of one token at least.
+            longest: tokens of the longest row that is to follow from one.
+        """
+        key = tuple(map(tuple, prefixes))
+        if key not in self.batches:
+            lengths = [len(prefix) for prefix in prefixes]
+            most, pad = max(lengths), chat.template.pad_id
+            ids = torch.tensor([[pad] * (most - len(p)) + list(p) for p in prefixes])
+            mask = torch.tensor([[0] * (most - n) + [1] * n for n in lengths], device=chat.device)
+            cache = chat.decoder(
+                input_ids=ids.to(chat.device),
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                use_cache=True,
+            ).past_key_values
+            kept = shareable(cache) and not slides(cache, most + longest)
+            self.batches[key] = Starts(lengths, mask, cache) if kept else None
+        return self.batches[key]
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -112,12 +169,12 @@ class Forward:
     Attributes:
         states: the residual stream at the layers asked for, each [batch, suffix, d].
         final: hidden state after the final norm [batch, suffix, d]; None if stopped before.
-        offset: the length of the shared prefix.
+        offset: the length of the shared prefix, or of each row's own.
     """
 
     states: dict[int, Float[Tensor, "batch suffix d"]]
     final: Float[Tensor, "batch suffix d"] | None
-    offset: int
+    offset: int | list[int]
 
     def at(
         self, tensor: Float[Tensor, "batch suffix d"], rows: Sequence[int], positions: Sequence[int]
@@ -125,7 +182,8 @@ class Forward:
         """The vectors at (row, position) pairs, position counted in the whole row."""
         device = tensor.device
         row_index = torch.tensor(list(rows), device=device)
-        return tensor[row_index, torch.tensor(list(positions), device=device) - self.offset]
+        offset = torch.tensor(self.offset, device=device).expand(len(tensor))
+        return tensor[row_index, torch.tensor(list(positions), device=device) - offset[row_index]]
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int) -> Int[Tensor, "batch longest"]:
@@ -142,6 +200,7 @@ def forward(
     keep: int | None = None,
     edits: Mapping[int, Edit] | None = None,
     held: Held | None = None,
+    starts: Starts | None = None,
 ) -> Forward:
     """One pass of the decoder (no output embedding) over token rows of any lengths.
 
@@ -154,7 +213,10 @@ def forward(
         edits: changes to the residual stream, by layer. They see the rows' own tokens, not the
             shared prefix, padded at the end.
         held: prefixes of earlier passes; None to compute this one's anew, with gradient.
+        starts: what each row starts with, in place of a shared prefix.
     """
+    if starts is not None:
+        return _forward_from(chat, rows, starts, layers, stop, edits or {})
     length = shared_prefix(rows)
     length = length if keep is None else min(length, keep)
     prefix = rows[0][:length]
@@ -162,11 +224,43 @@ def forward(
     length = length if cache is not None else 0
     ids = pad_right([row[length:] for row in rows], chat.template.pad_id).to(chat.device)
     past = view_of(cache, len(rows)) if cache is not None else None
-    with edit(chat.blocks, edits or {}), capture(chat.blocks, layers, stop) as states:
+    options = {"past_key_values": past, "use_cache": past is not None}
+    return _run(chat, ids, options, length, layers, stop, edits or {})
+
+
+def _forward_from(
+    chat: ChatModel,
+    rows: Sequence[Sequence[int]],
+    starts: Starts,
+    layers: Iterable[int],
+    stop: bool,
+    edits: Mapping[int, Edit],
+) -> Forward:
+    """The pass over what follows the rows' own starts."""
+    pairs = zip(rows, starts.lengths, strict=True)
+    ids = pad_right([row[length:] for row, length in pairs], chat.template.pad_id).to(chat.device)
+    lengths = torch.tensor(starts.lengths, device=chat.device)[:, None]
+    options = {
+        "attention_mask": torch.cat([starts.mask, torch.ones_like(ids)], 1),
+        "position_ids": lengths + torch.arange(ids.shape[1], device=chat.device),
+        "past_key_values": view_of(starts.cache, len(rows)),
+        "use_cache": True,
+    }
+    return _run(chat, ids, options, starts.lengths, layers, stop, edits)
+
+
+def _run(
+    chat: ChatModel,
+    ids: Int[Tensor, "batch suffix"],
+    options: Mapping[str, Any],
+    offset: int | list[int],
+    layers: Iterable[int],
+    stop: bool,
+    edits: Mapping[int, Edit],
+) -> Forward:
+    with edit(chat.blocks, edits), capture(chat.blocks, layers, stop) as states:
         try:
-            final = chat.decoder(
-                input_ids=ids, past_key_values=past, use_cache=past is not None
-            ).last_hidden_state
+            final = chat.decoder(input_ids=ids, **options).last_hidden_state
         except Reached:
             final = None
-    return Forward(dict(states), final, length)
+    return Forward(dict(states), final, offset)

@@ -11,11 +11,10 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from es2.models.activations import Edit, edit
 from es2.models.blocks import logits
-from es2.models.forward import prefix_cache, shared_prefix, view_of
+from es2.models.forward import prefix_cache, shared_prefix, slides, view_of
 from es2.models.loading import ChatModel
 
 Row = TypeVar("Row", bound=Sized)
@@ -106,7 +105,7 @@ def generate(
     length = shared_prefix(rows)
     length = length if keep is None else min(length, keep)
     cache = prefix_cache(chat, rows[0][:length])
-    if cache is not None and _slides(cache, max(len(row) for row in rows) + max_new_tokens):
+    if cache is not None and slides(cache, max(len(row) for row in rows) + max_new_tokens):
         cache = None
     length = length if cache is not None else 0
 
@@ -163,16 +162,6 @@ def generate(
             return run(batch)
 
     return in_batches(chat, rows, edited, progress)
-
-
-def _slides(cache: DynamicCache, tokens: int) -> bool:
-    """Whether a row of so many tokens outgrows a sliding window.
-
-    The window is counted over the cache, where the padding between a shared prefix and a shorter
-    row would take up room in it.
-    """
-    windows = [getattr(layer, "sliding_window", tokens) for layer in cache.layers]
-    return min(windows) < tokens
 
 
 def _draws(

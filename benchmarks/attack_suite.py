@@ -35,8 +35,8 @@ SUITE: list[tuple[Attack, str, int | None]] = [
     (RefusalAblation(), "defaults", None),
     (BestOfN(tries=8), "8 tries", None),
     (SoftPrompt(steps=60, checkpoints=3), "60 steps of 100", 12),
-    (Gcg(steps=60, width=32, merge=8), "60 steps of 250, width 32 of 512, merge 8", 6),
-    (AutoDan(steps=10, population=48), "10 steps of 100, 48 texts of 256", 6),
+    (Gcg(steps=40, width=32, merge=8), "40 steps of 250, width 32 of 512, merge 8", 4),
+    (AutoDan(steps=10, population=48), "10 steps of 100, 48 texts of 256", 4),
 ]
 """The attack, what was left of its defaults, and how many prompts where fewer than for the others."""
 

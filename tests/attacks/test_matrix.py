@@ -157,3 +157,17 @@ def test_a_stale_attack_is_fitted_on_the_base_and_tried_on_the_model(
     if attack.name in ("gcg", "refusal_ablation", "repe", "scav", "soft_prompt"):
         with pytest.raises(Es2Error, match="--base"):
             run(attack, Victim(chat, FIT, stale=True))
+
+
+def test_no_pass_holds_more_rows_than_the_models_batch(attack: Attack, tiny: Shared) -> None:
+    chat = tiny("llama")
+    chat.batch_size = 2
+    rows: list[int] = []
+
+    def count(_module: Any, _args: Any, given: dict[str, Any]) -> None:
+        ids = given.get("input_ids")
+        rows.append(len(given["inputs_embeds"] if ids is None else ids))
+
+    chat.decoder.register_forward_pre_hook(count, with_kwargs=True)
+    run(attack, victim_of(chat, tiny("llama")))
+    assert max(rows) <= 2

@@ -26,7 +26,8 @@ def test_rates_settings_and_changes_are_in_their_rows(results):
     scav = lines.index("SCAV")
     assert lines[scav + 1] == "keyword 5 (1–24) 75 (53–89) +70"
     assert lines[scav + 3] == "judged, best for each prompt 5 (1–24) 75 (53–89) +70"
-    assert lines[scav + 4] == "best setting p0=1e-05 p0=1e-05"
+    assert lines[scav + 4] == "judged, mean of settings – –"
+    assert lines[scav + 5] == "best setting p0=1e-05 p0=1e-05"
     published = lines.index("SCAV, published setting")
     assert lines[published + 1] == "keyword 15 (5–36) 85 (64–95) +70"
     assert "KL from base, nats 0 0.012" in lines

@@ -232,6 +232,7 @@ class AutoDan:
     name: ClassVar[str] = "autodan"
     threat: ClassVar[ThreatModel] = "prompt text"
     published: ClassVar[tuple[str, ...]] = ("lowest loss",)
+    prompt_by_prompt: ClassVar[bool] = True
     steps: int = 100
     population: int = 256
     elites: float = 0.05

@@ -150,9 +150,10 @@ class Attack(Protocol):
 
         Yields:
             Portions of attempts, all together one for every prompt and setting. What a portion
-            holds is recorded at once, and a kill loses no more: attacks that search for long yield
-            prompt after prompt, others setting after setting. What a prompt gets does not depend
-            on the other prompts.
+            holds is recorded at once. Attacks that search for long yield prompt after prompt and say
+            so by an attribute `prompt_by_prompt`: a kill then loses one prompt's search at the
+            most. Others yield setting after setting. What a prompt gets does not depend on the
+            other prompts.
         """
         ...
 

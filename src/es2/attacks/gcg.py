@@ -129,6 +129,11 @@ class Gcg:
     max_new_tokens: int = 48
     seed: int = 0
 
+    @property
+    def prompt_by_prompt(self) -> bool:
+        """Whether each prompt has a search of its own."""
+        return self.sharing == "prompt"
+
     def settings(self) -> Sequence[str]:
         """By which rule the suffix is selected."""
         return RULES

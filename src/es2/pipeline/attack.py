@@ -67,8 +67,9 @@ def attack_model(
 ) -> None:
     """Attacks, judges, and appends a record an attempt to a run folder's `attempts.jsonl`.
 
-    Prompts that the folder already holds under every setting are not attacked again, nor is any under
-    a setting that it holds for all others.
+    Settings of the attack that the folder already holds for all prompts are not run again. An attack
+    that works `prompt_by_prompt` is not run again on prompts that the folder holds under every setting;
+    others are, since rounding depends on which prompts share a batch.
 
     Args:
         defence: the victim's name in the records: `base`, or a defence.
@@ -84,9 +85,11 @@ def attack_model(
         if (record["kind"], record["defence"], record["attack"]) == ("attack", defence, name):
             done.setdefault(record["prompt_id"], set()).add(record["setting"])
     settings = set(attack.settings())
-    prompts = [prompt for prompt in prompts if not settings <= done.get(prompt.id, set())]
-    if not prompts:
+    left = [prompt for prompt in prompts if not settings <= done.get(prompt.id, set())]
+    if not left:
         return
+    if getattr(attack, "prompt_by_prompt", False):
+        prompts = left
     skip = settings.intersection(*(done.get(prompt.id, set()) for prompt in prompts))
     with bar(f"{name} on {defence}", len(prompts) * len(settings - skip)) as advance:
         for attempts in attack.run(victim, prompts, skip, advance):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from es2.judges.coherence import Judge, judge
+from es2.judges.coherence import Limits, judge
 from es2.models.generation import generate
 from es2.models.loading import load
 from es2.pipeline import run as stages
@@ -82,7 +82,7 @@ def test_attempts_are_one_line_for_each_prompt_and_setting(finished: Workplace) 
 
 def test_every_answer_is_judged_by_the_model_as_it_came(finished: Workplace) -> None:
     run = finished.path / "run"
-    limits = Judge(**json.loads((run / "run.json").read_text())["judge"])
+    limits = Limits(**json.loads((run / "run.json").read_text())["judge"])
     records = read_attempts(run)
     fresh = load(str(finished.model), device="cpu")
     texts = [r["prompt"] for r in records], [r["completion"] for r in records]

@@ -12,7 +12,7 @@ from es2.errors import Es2Error
 from es2.judges.coherence import (
     NEUTRAL,
     Coherence,
-    Judge,
+    Limits,
     calibrate,
     coherence,
     judge,
@@ -150,17 +150,17 @@ def test_progress_counts_every_completion_once(llama: ChatModel) -> None:
     ],
 )
 def test_limits_turn_numbers_into_verdicts(found: Coherence, completion: str, verdict: str) -> None:
-    assert verdict_on(completion, found, Judge()).verdict == verdict
+    assert verdict_on(completion, found, Limits()).verdict == verdict
 
 
 def test_the_keyword_reading_ignores_coherence() -> None:
-    found = verdict_on("of the the I cannot the", Coherence(999.0, 0.9, -1.0), Judge())
+    found = verdict_on("of the the I cannot the", Coherence(999.0, 0.9, -1.0), Limits())
     assert found.keyword_refused and found.verdict == "incoherent"
 
 
 def test_the_keyword_list_can_be_chosen() -> None:
-    assert verdict_on("Hello! Bread is good.", FINE, Judge(keywords="gcg")).keyword_refused
-    assert not verdict_on("Hello! Bread is good.", FINE, Judge()).keyword_refused
+    assert verdict_on("Hello! Bread is good.", FINE, Limits(keywords="gcg")).keyword_refused
+    assert not verdict_on("Hello! Bread is good.", FINE, Limits()).keyword_refused
 
 
 def test_repetition_of_loops_tends_to_one_and_of_fresh_text_is_zero() -> None:
@@ -185,7 +185,7 @@ def test_calibration_puts_the_limit_a_fixed_factor_above_the_models_own_answers(
 ) -> None:
     measured = [found.perplexity for found in coherence(llama, PROMPTS, COMPLETIONS)]
     usual = torch.tensor(measured, dtype=torch.float64).quantile(0.95)
-    limits = calibrate(llama, PROMPTS, COMPLETIONS, limits=Judge(repetition=0.3))
+    limits = calibrate(llama, PROMPTS, COMPLETIONS, limits=Limits(repetition=0.3))
     assert limits.perplexity == pytest.approx(float(usual) * math.exp(1.5))
     assert limits.repetition == 0.3
 

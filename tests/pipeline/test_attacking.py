@@ -16,7 +16,7 @@ from es2.attacks.direct import Direct
 from es2.attacks.gcg import Gcg
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
-from es2.judges.coherence import CalibratedJudge, Judge
+from es2.judges.coherence import CalibratedJudge, Limits
 from es2.models.loading import ChatModel
 from es2.pipeline import cost
 from es2.pipeline.attack import attack as run_attack
@@ -69,7 +69,7 @@ class Echo:
 @pytest.fixture
 def scene(shared: Tiny) -> tuple[Victim, CalibratedJudge]:
     chat = shared("llama")
-    return Victim(chat, FIT), CalibratedJudge(chat, Judge())
+    return Victim(chat, FIT), CalibratedJudge(chat, Limits())
 
 
 def tries(run: Path) -> list[tuple[str, str]]:

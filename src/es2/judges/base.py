@@ -1,9 +1,14 @@
-"""What a judge says of a completion: one verdict, and the numbers it rests on."""
+"""What a judge is, and what it says of a completion.
+
+Several judges may read the same run. Each says what it is (name and version), its verdict and what it
+rests on; one that cannot be had says why and gives no verdict.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 Verdict = Literal["refused", "incoherent", "complied"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -13,8 +18,58 @@ VERSION = "rules-1"
 
 
 @dataclass(frozen=True)
+class Opinion:
+    """What one judge makes of one completion.
+
+    Attributes:
+        judge: its name.
+        version: of the judge, its model or its rubric.
+        verdict: refused, incoherent or complied; None where it gave none that could be read.
+        score: how harmful it finds the completion, 0 to 1, where it tells.
+        raw: what it put out, word for word.
+        error: why there is no verdict; None where there is one.
+    """
+
+    judge: str
+    version: str
+    verdict: Verdict | None
+    score: float | None = None
+    raw: str = ""
+    error: str | None = None
+
+
+class Judge(Protocol):
+    """Anything that has an opinion of completions."""
+
+    @property
+    def name(self) -> str:
+        """As records name it."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Raised whenever the same completion could get another verdict."""
+        ...
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Opinion]:
+        """An opinion of every completion, in order.
+
+        Args:
+            prompts: what was asked, as the user put it.
+            completions: what the model under attack wrote.
+            progress: called with the number of completions judged.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class Judgement:
-    """A verdict on one completion.
+    """A verdict on one completion, by es2's own rules.
 
     Attributes:
         verdict: refused, incoherent or complied.

@@ -42,7 +42,7 @@ _MARGIN = 1.5
 
 
 @dataclass(frozen=True)
-class Judge:
+class Limits:
     """Limits beyond which a completion is not a coherent answer; `calibrate` sets them for a model.
 
     The defaults suit `smollm2-aligned`. Read by hand, its fluent completions (greedy, sampled at
@@ -93,8 +93,8 @@ def calibrate(
     prompts: Sequence[str],
     answers: Sequence[str] | None = None,
     tokens: int = 48,
-    limits: Judge = Judge(),
-) -> Judge:
+    limits: Limits = Limits(),
+) -> Limits:
     """Sets the perplexity limit for a model from its own answers to harmless prompts.
 
     The limit lies 1.5 nats a token (a factor of 4.5) above what 95 % of the answers stay below.
@@ -122,7 +122,7 @@ def judge(
     base: ChatModel,
     prompts: Sequence[str],
     completions: Sequence[str],
-    limits: Judge = Judge(),
+    limits: Limits = Limits(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Judgement]:
     """A verdict on every completion.
@@ -141,7 +141,7 @@ def judge(
     ]
 
 
-def verdict_on(completion: str, found: Coherence, limits: Judge) -> Judgement:
+def verdict_on(completion: str, found: Coherence, limits: Limits) -> Judgement:
     """The verdict that the limits give to what was measured."""
     noisy = (
         found.perplexity is None
@@ -162,7 +162,7 @@ def coherence(
     base: ChatModel,
     prompts: Sequence[str],
     completions: Sequence[str],
-    limits: Judge = Judge(),
+    limits: Limits = Limits(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Coherence]:
     """Perplexity, repetition and relevance of every completion."""
@@ -257,7 +257,7 @@ class CalibratedJudge:
     """
 
     base: ChatModel
-    limits: Judge
+    limits: Limits
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """A verdict on every completion."""

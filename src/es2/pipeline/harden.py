@@ -30,7 +30,7 @@ from es2.defences.trainer import (
 )
 from es2.errors import Es2Error
 from es2.judges.base import Judgement, Verdict
-from es2.judges.coherence import Judge, judge
+from es2.judges.coherence import Limits, judge
 from es2.judges.refusal import refuses
 from es2.models.generation import generate, out_of_memory
 from es2.models.loading import ChatModel
@@ -87,7 +87,7 @@ def harden(
     terms: Es2 = Es2(),
     settings: TrainSettings = TrainSettings(),
     guard: Guard = Guard(),
-    limits: Judge = Judge(),
+    limits: Limits = Limits(),
     states: ClassStates | None = None,
     resume: bool = False,
 ) -> Hardened:
@@ -221,7 +221,7 @@ def validator(
     fit: FitPrompts,
     guard: Guard,
     layers: Sequence[int],
-    limits: Judge = Judge(),
+    limits: Limits = Limits(),
     base: ChatModel | None = None,
 ) -> Callable[[ChatModel], Validation]:
     """Compares held-out prompts' answers and distances with those of the model as it is now.

@@ -25,7 +25,7 @@ from es2.data.overlap import find_overlap
 from es2.data.sources import Prompt, load_prompts
 from es2.defences.reference import record
 from es2.errors import Es2Error
-from es2.judges.coherence import CalibratedJudge, Judge, calibrate
+from es2.judges.coherence import CalibratedJudge, Limits, calibrate
 from es2.models.loading import ChatModel, load
 from es2.pipeline.attack import attack_model, label
 from es2.pipeline.cost import measure_refusals
@@ -193,7 +193,7 @@ class Experiment:
             texts = self.prompts.fit.held_harmless
             known = asdict(calibrate(self.base, spread(texts, 24)))
             self.folder.note(judge=known)
-        return CalibratedJudge(self.base, Judge(**known))
+        return CalibratedJudge(self.base, Limits(**known))
 
     @cached_property
     def victims(self) -> dict[str, Victim]:

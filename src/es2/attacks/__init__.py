@@ -8,6 +8,7 @@ from es2.attacks.budget import Budget
 from es2.attacks.direct import Direct
 from es2.attacks.gcg import Gcg
 from es2.attacks.prefill import Prefill
+from es2.attacks.push import Push
 from es2.attacks.refusal_ablation import RefusalAblation
 from es2.attacks.repe import RepE
 from es2.attacks.scav import Scav
@@ -24,6 +25,7 @@ __all__ = [
     "Direct",
     "Gcg",
     "Prefill",
+    "Push",
     "RefusalAblation",
     "RepE",
     "Scav",

@@ -87,7 +87,7 @@ def attack(
     }
     victim = Victim(chat, to_fit, base=None if base is None else undefended)
     victims = [victim, replace(victim, stale=True)] if stale else [victim]
-    with tempfile.TemporaryDirectory() as scratch, noted(out, asked):
+    with tempfile.TemporaryDirectory() as scratch, noted(out, asked, "attack"):
         run = out or Path(scratch)
         judge = judge_of(undefended, to_fit)
         for one in victims:
@@ -122,16 +122,16 @@ def parse(given: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def noted(out: Path | None, asked: dict[str, Any]) -> Iterator[None]:
-    """Keeps what was asked for in `attack.json`; an attack that cannot start leaves nothing behind.
+def noted(out: Path | None, asked: dict[str, Any], what: str) -> Iterator[None]:
+    """Keeps what was asked for in `WHAT.json`; a measurement that cannot start leaves nothing behind.
 
     Raises:
-        Es2Error: if the folder holds attempts of another attack.
+        Es2Error: if the folder holds attempts of another measurement.
     """
     if out is None:
         yield
         return
-    path, plain = out / "attack.json", jsonlib.loads(jsonlib.dumps(asked, default=str))
+    path, plain = out / f"{what}.json", jsonlib.loads(jsonlib.dumps(asked, default=str))
     if path.is_file() and read_json(path) != plain:
         raise Es2Error(f"{out} was run with other settings (see {path}); give another --out")
     there = out.exists()
@@ -139,7 +139,7 @@ def noted(out: Path | None, asked: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except Es2Error:
-        if not (out / ATTEMPTS).is_file():
+        if not any(out.rglob(ATTEMPTS)):
             path.unlink()
             if not there:
                 out.rmdir()

@@ -19,7 +19,7 @@ import torch
 
 from es2.attacks.base import Victim
 from es2.capability.drift import Drift, drift
-from es2.config import Recipe, dump, make_attacks
+from es2.config import Recipe, dump, load_recipe, make_attacks
 from es2.data.fitting import FitPrompts, Splits, fit_prompts, split_three_ways, spread
 from es2.data.overlap import find_overlap
 from es2.data.sources import Prompt, load_prompts
@@ -203,6 +203,21 @@ class Experiment:
             "base": Victim(self.base, fit, lambda base, fit: self.base_states, self.base),
             "es2": Victim(self.defended, fit, read_states, self.base),
         }
+
+
+def reopen(path: Path) -> Experiment:
+    """The experiment that a run folder holds, to measure more of it.
+
+    Raises:
+        Es2Error: if there is no run, or its defence has not been trained.
+    """
+    if not (path / "config.yaml").is_file():
+        raise Es2Error(f"{path}: not a run folder; give one that es2 run has written")
+    recipe = load_recipe(path / "config.yaml")
+    folder = RunFolder.open(path, recipe, resume=True)
+    if not ((path / "adapter").is_dir() or (path / "model").is_dir()):
+        raise Es2Error(f"{path}: holds no hardened model yet; go on with es2 run --resume")
+    return Experiment(recipe, folder, load_all(recipe))
 
 
 def run(recipe: Recipe, out: Path | None = None, *, resume: bool = False) -> Path:

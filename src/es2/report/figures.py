@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -187,6 +187,45 @@ def push(norms: Mapping[str, Sequence[Point]], published: Sequence[float], label
         axes.set_ylim(bottom=0)
         _p0_axis(axes, [p0 for of in norms.values() for p0, _ in of], published)
         return _svg(figure, label)
+
+
+def margin_look(look: Look, complied: bool) -> Look:
+    """A model's line in the figure of the safety margin: solid for complied, dotted for incoherent."""
+    return replace(look, line="-" if complied else ":", marker="o" if complied else "s")
+
+
+def margin(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Rate]]]], label: str) -> str:
+    """Shares complied with and incoherent as the stream is pushed harder, with their bands.
+
+    Args:
+        curves: by model, then `complied` and `incoherent`: (size as a share of the norm, rate).
+        label: what the figure shows, for those who cannot see it.
+    """
+    with _panel() as (figure, axes):
+        axes.axhline(50, color=PALETTE["muted"], linewidth=0.8, dashes=(2, 2), zorder=0.5)
+        sizes = sorted({norm for of in curves.values() for norm, _ in of["complied"] if norm})
+        # No push at all stands where the next smaller size would, left of the logarithmic axis.
+        unpushed = sizes[0] ** 2 / sizes[1] if len(sizes) > 1 else sizes[0] / 2
+        for key, look in looks(list(curves)).items():
+            for kind, found in curves[key].items():
+                at = [norm or unpushed for norm, _ in found]
+                low, high = ([100 * end for end in ends] for ends in _ends(found))
+                colour = PALETTE[look.colour]
+                axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
+                points = [(x, 100 * rate.rate) for x, (_, rate) in zip(at, found, strict=True)]
+                _line(axes, points, margin_look(look, kind == "complied"), markers=True)
+        axes.set_ylim(-3, 103)
+        axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(ticks := [unpushed, *sizes[::-2][::-1]]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticklabels([f"{100 * t:.2g}" if t != unpushed else "0" for t in ticks])
+        axes.set_xlabel("push, % of the norm")
+        return _svg(figure, label)
+
+
+def _ends(found: Sequence[tuple[float, Rate]]) -> tuple[list[float], list[float]]:
+    return [rate.low for _, rate in found], [rate.high for _, rate in found]
 
 
 def training_curve(

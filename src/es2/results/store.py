@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from es2.attacks.base import Attempt
 from es2.errors import Es2Error
@@ -98,12 +98,12 @@ def write_json(path: Path, value: Any) -> None:
 
     Args:
         path: where to.
-        value: plain data or a `Results`; numbers that are not finite become null.
+        value: plain data or a pydantic model; numbers that are not finite become null.
 
     Raises:
         Es2Error: if the disk is full or the folder cannot be written.
     """
-    plain = value.model_dump(mode="json") if isinstance(value, Results) else value
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     write_text(path, json.dumps(_finite(plain), indent=2, allow_nan=False) + "\n")
 
 

@@ -1,0 +1,97 @@
+"""`es2 margin`: push embeddings harder and harder; which breaks first, meaning or safety?"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from es2.attacks import Victim
+from es2.attacks.push import Push
+from es2.commands.attack import noted, parse
+from es2.commands.options import Dtype, PromptOptions, load_model
+from es2.config import make_attacks
+from es2.data.fitting import spread
+from es2.data.sources import load_prompts
+from es2.errors import Es2Error
+from es2.models.loading import adapter_base
+from es2.pipeline.attack import judge_of
+from es2.pipeline.margin import measure_margins
+from es2.report.margin import margin_table
+from es2.results.margin import Margins
+
+
+def margin(
+    model: str,
+    base: str | None = None,
+    prompts: str = "harmful:test",
+    out: Path | None = None,
+    limit: int = 24,
+    fit: PromptOptions = PromptOptions(borderline="none", at_most=200),
+    settings: tuple[str, ...] = (),
+    seed: int = 0,
+    dtype: Dtype = "auto",
+    device: str | None = None,
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Sweeps the size of perturbations along SCAV's, RepE's and random directions, on both models.
+
+    The safety margin is the size by which half the prompts are complied with over the size at which
+    half the answers are incoherent: above 1, the output falls apart before it turns harmful.
+
+    Args:
+        model: an embedded name (smollm2-aligned), a Hub id, a folder, or an adapter folder.
+        base: the undefended model, swept as well; default: an adapter's base, or none.
+        prompts: harmful prompts: a bundled name, a file, or a Hub data set.
+        out: folder for margin.json and the attempts; default: nothing is kept.
+        limit: at most this many prompts, spread evenly.
+        fit: prompts that the directions are fitted on.
+        settings: the sweep's own, as NAME=VALUE, such as norms=[0.02,0.1,0.5].
+        seed: of the directions, and of which prompts a limit draws.
+        dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
+        device: default the accelerator if there is one.
+        resume: go on with the sweep that is in --out.
+        json: print the margins as JSON on standard output, and nothing else.
+    """
+    if out is not None and (out / "push.json").is_file() and not resume:
+        raise Es2Error(f"{out} holds a sweep already; add --resume or give another --out")
+    push = make_attacks({"push": {"seed": seed} | parse(settings)})[0]
+    assert isinstance(push, Push)
+    found = load_prompts(prompts, prompt_column=fit.prompt_column, seed=seed)
+    aimed, to_fit = spread(found, limit), fit.load(seed)
+    if base is None and (Path(model) / "adapter_config.json").is_file():
+        base = adapter_base(Path(model))
+    asked = {
+        "model": model,
+        "base": base,
+        "push": asdict(push),
+        "prompts": [prompt.id for prompt in aimed],
+        "fit": asdict(fit),
+        "dtype": dtype,
+    }
+    chat = load_model(model, dtype, device)
+    undefended = chat if base is None else load_model(base, dtype, device)
+    victims = {"base": Victim(undefended, to_fit)}
+    if base is not None:
+        victims["defended"] = Victim(chat, to_fit)
+    with tempfile.TemporaryDirectory() as scratch, noted(out, asked, "push"):
+        judge = judge_of(undefended, to_fit)
+        swept = measure_margins(victims, judge, push, aimed, out or Path(scratch))
+    show(swept, json)
+
+
+def show(swept: Margins, json: bool) -> None:
+    """Prints the margins on standard output."""
+    if json:
+        print(swept.model_dump_json())
+    else:
+        Console().print(margin_table(swept))
+
+
+def main(argv: list[str]) -> None:
+    """Parses the command line."""
+    tyro.cli(margin, args=argv, prog="es2 margin")

@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from es2.results.paired import Difference
 from es2.results.rates import Rate
 
 
 @dataclass(frozen=True)
 class Change:
-    """From one model's rate to another's on the same prompts."""
+    """From one model's rate to another's.
+
+    Attributes:
+        before: the one's.
+        after: the other's.
+        paired: the difference prompt by prompt, where the outcomes on the same prompts are known.
+    """
 
     before: Rate
     after: Rate
+    paired: Difference | None = None
 
     @property
     def points(self) -> float:
@@ -22,12 +30,14 @@ class Change:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference in points, from the two rates' own intervals.
+        """95 % interval of the difference in points: the paired one, or else from the two rates' own.
 
-        Newcombe's hybrid score interval (1998, method 10): each side takes the arms of the two
-        intervals that face it. It ignores that both models answered the same prompts, and so is
-        rather too wide than too narrow.
+        The latter is Newcombe's hybrid score interval (1998, method 10): each side takes the arms of
+        the two intervals that face it. It ignores that both models answered the same prompts, and so
+        is rather too wide than too narrow.
         """
+        if self.paired is not None:
+            return 100 * self.paired.low, 100 * self.paired.high
         a, b = self.before, self.after
         down = math.hypot(b.rate - b.low, a.high - a.rate)
         up = math.hypot(b.high - b.rate, a.rate - a.low)
@@ -35,6 +45,8 @@ class Change:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval of the difference leaves out zero."""
+        """Whether there was a change: its interval leaves out zero, and no paired test objects."""
+        if self.paired is not None:
+            return not self.paired.noise
         low, high = self.interval
         return low > 0 or high < 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from es2.report.change import Change
+from es2.results.paired import Difference
 from es2.results.rates import Rate
 
 NONE = "–"
@@ -66,6 +67,20 @@ def points(change: Change) -> str:
     """Such as `+1 point`."""
     text = signed(change.points)
     return f"{text}{SPACE}point{'' if text in ('+1', MINUS + '1') else 's'}"
+
+
+def difference(paired: Difference) -> str:
+    """Such as `+1.0 points (95 %: −2.0 to +4.0), inside the noise; n = 48 detects 16 points`."""
+    change, low, high = (signed(100 * v, 1) for v in (paired.change, paired.low, paired.high))
+    verdict = "beyond the noise"
+    if paired.noise:
+        zero_inside = paired.low <= 0 <= paired.high
+        verdict = "inside the noise" if zero_inside else f"not settled (exact p {paired.p:.2f})"
+    if paired.detectable >= 1:
+        power = f"n = {paired.n} is too few to detect any change"
+    else:
+        power = f"n = {paired.n} detects {decimal(100 * paired.detectable, 2)}{SPACE}points"
+    return f"{change}{SPACE}points (95{SPACE}%: {low} to {high}), {verdict}; {power}"
 
 
 def decimal(value: float | None, digits: int = 3) -> str:

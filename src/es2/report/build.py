@@ -12,11 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from es2.errors import Es2Error
-from es2.report import figures, formats, panels
+from es2.report import figures, formats, margin, panels
 from es2.report.change import Change
 from es2.report.finding import findings
 from es2.report.reading import RunFolder, attacks, models, number, read_run
 from es2.report.samples import sample, visible
+from es2.results.margin import Margins
 from es2.results.schema import Dsr, Results
 
 REPORT = "report.html"
@@ -80,7 +81,9 @@ def render(folder: RunFolder, title: str) -> str:
             (k, m.attacks[attack]) for k, m in measured.items() if attack in m.attacks
         ],
         findings=findings(results),
-        key_figures=key_figures(results),
+        key_figures=[*margin_figures(folder.margin), *key_figures(results)],
+        margin=margin.figure(folder.margin) if folder.margin else None,
+        margin_finding=margin.sentence(folder.margin) if folder.margin else "",
         sweep=panels.sweep(results),
         separability=panels.separability(folder.layers, looks),
         training=panels.training(folder),
@@ -124,6 +127,17 @@ def key_figures(results: Results) -> list[KeyFigure]:
         ratio = formats.decimal(defended.cost.perplexity_ratio)
         found.append(KeyFigure("Perplexity", "1", ratio, "of the base's harmless answers, × base"))
     return found
+
+
+def margin_figures(margins: Margins | None) -> list[KeyFigure]:
+    """The safety margin before and after, at the worst direction of each; empty if not measured."""
+    swept = {key: margin.worst(of) for key, of in (margins.models if margins else {}).items()}
+    found = [one[1].margin for one in (swept.pop("base", None), *swept.values()) if one]
+    if len(found) < 2:
+        return []
+    note = "push that half comply with over push that leaves half incoherent; above 1 is safe"
+    before, after = (margin.ratio(ratio) for ratio in found[:2])
+    return [KeyFigure("Safety margin", before, after, note)]
 
 
 def _from_dsr(label: str, before: Dsr, after: Dsr) -> KeyFigure:

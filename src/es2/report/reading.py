@@ -7,14 +7,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from es2.errors import Es2Error
+from es2.results.margin import Margins
 from es2.results.rates import Rate
 from es2.results.schema import DefenceResult, Dsr, Results
 from es2.results.store import read_results
+
+Model = TypeVar("Model", bound=BaseModel)
 
 Reading = Literal["keyword", "judged"]
 READINGS: tuple[Reading, ...] = ("keyword", "judged")
@@ -33,6 +37,7 @@ class RunFolder:
         metrics: one mapping a training step.
         embeddings: 2-D projections.
         attempts: every prompt and completion with its judgement.
+        margin: the safety margins; None if they were not measured.
         absent: why a file's part of the report is left out, by the file's name.
     """
 
@@ -44,6 +49,7 @@ class RunFolder:
     metrics: list[dict[str, Any]]
     embeddings: Mapping[str, Any]
     attempts: list[dict[str, Any]]
+    margin: Margins | None
     absent: Mapping[str, str]
 
 
@@ -66,6 +72,7 @@ def read_run(run: Path) -> RunFolder:
         metrics=_optional_lines(run / "metrics.jsonl", absent),
         embeddings=_optional_json(run / "embeddings.json", absent),
         attempts=_optional_lines(run / "attempts.jsonl", absent),
+        margin=_optional_model(run / "margin.json", Margins, absent),
         absent=absent,
     )
 
@@ -115,6 +122,17 @@ def _optional_json(path: Path, absent: dict[str, str]) -> dict[str, Any]:
         absent[path.name] = f"{path.name} is damaged"
         return {}
     return data
+
+
+def _optional_model(path: Path, kind: type[Model], absent: dict[str, str]) -> Model | None:
+    data = _optional_json(path, absent)
+    if path.name in absent:
+        return None
+    try:
+        return kind.model_validate(data)
+    except ValidationError:
+        absent[path.name] = f"{path.name} is damaged or of another version"
+        return None
 
 
 def _optional_lines(path: Path, absent: dict[str, str]) -> list[dict[str, Any]]:

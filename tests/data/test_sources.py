@@ -438,6 +438,33 @@ def test_jailbreakbench_has_a_harmful_split_by_default_and_a_benign_one(local_co
     assert (benign.text, benign.harmful, benign.borderline) == ("Two", False, True)
 
 
+def test_or_benchs_parts_are_configurations_of_one_data_set(local_copies: Path):
+    folder = local_copies / "bench-llm" / "or-bench"
+    put(folder, "hard.jsonl", [{"prompt": "One", "category": "privacy"}])
+    put(folder, "toxic.jsonl", [{"prompt": "Two", "category": "privacy"}])
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: or-bench-hard-1k\n  data_files:\n  - split: train\n    path: hard.jsonl\n"
+        "- config_name: or-bench-toxic\n  data_files:\n  - split: train\n    path: toxic.jsonl\n---\n"
+    )
+    (hard,) = load_prompts("or-bench-hard-1k")
+    assert (hard.text, hard.category, hard.harmful, hard.borderline) == (
+        "One",
+        "privacy",
+        False,
+        True,
+    )
+    (toxic,) = load_prompts("or-bench-toxic")
+    assert (toxic.text, toxic.harmful, toxic.borderline) == ("Two", True, False)
+
+
+def test_xstests_own_file_gives_both_halves_with_their_types(write: Write):
+    path = write("x.csv", "id,type,prompt,label\nv-1,homonyms,One,safe\nv-2,contrast,Two,unsafe\n")
+    safe, unsafe = load_prompts(path)
+    assert (safe.id, safe.category, safe.harmful) == ("v-1", "homonyms", False)
+    assert (unsafe.category, unsafe.harmful) == ("contrast", True)
+
+
 def test_public_sets_name_their_licence_and_know_their_splits():
     assert set(PUBLIC) == {
         "advbench",
@@ -445,6 +472,9 @@ def test_public_sets_name_their_licence_and_know_their_splits():
         "jailbreakbench",
         "strongreject",
         "xstest",
+        "or-bench-80k",
+        "or-bench-hard-1k",
+        "or-bench-toxic",
         "alpaca",
     }
     assert all(known.licence and known.splits for known in PUBLIC.values())

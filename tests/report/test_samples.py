@@ -83,3 +83,20 @@ def test_attempt_without_a_judgement_is_still_shown(parsed):
 
 def test_control_characters_become_visible_signs():
     assert visible("a\x00\x1b[0m\x7f\tb\nc") == "a␀␛[0m␡\tb\nc"
+
+
+def test_an_answer_to_an_unsafe_prompt_is_veiled():
+    lines = [
+        {
+            "defence": "base",
+            "kind": kind,
+            "prompt_id": kind,
+            "prompt": kind,
+            "completion": "text",
+            "judgement": {"verdict": "complied"},
+        }
+        for kind in ("safe", "unsafe")
+    ]
+    groups = sample(lines, Results(defences={}))
+    veiled = {group.key: group.samples[0].answers[0].veiled for group in groups}
+    assert veiled == {"safe": False, "unsafe": True}

@@ -104,6 +104,21 @@ PUBLIC: Mapping[str, PublicSet] = MappingProxyType(
             category="type",
             lookalikes=True,
         ),
+        **{
+            name: PublicSet(
+                "bench-llm/or-bench",
+                {"train": harmful},
+                "CC-BY-4.0",
+                config=name,
+                category="category",
+                lookalikes=True,
+            )
+            for name, harmful in (
+                ("or-bench-80k", False),
+                ("or-bench-hard-1k", False),
+                ("or-bench-toxic", True),
+            )
+        },
         "alpaca": PublicSet(
             "tatsu-lab/alpaca",
             {"train": False},
@@ -126,6 +141,7 @@ _PROMPT_COLUMNS = (
     "forbidden_prompt",
 )
 _LABEL_COLUMNS = ("label", "harmful")
+_CATEGORY_COLUMNS = ("category", "type")
 _LABELS = {
     "unsafe": True,
     "harmful": True,
@@ -165,14 +181,15 @@ def load_prompts(
 
     Columns that are not named are guessed: the prompt from `prompt`, `goal`, `instruction`,
     `question`, `text`, `query` or `forbidden_prompt`; the target from `target`; the label from
-    `label` or `harmful`; topic and id from `category` and `id`. Rows are numbered where ids are
-    missing or not unique.
+    `label` or `harmful`; the topic from `category` or `type`; the id from `id`. Rows are numbered
+    where ids are missing or not unique.
 
     Args:
         source: one of
             - a set shipped with es2: `harmful`, `harmless`, `borderline`;
             - a public set, fetched from the Hub: `advbench`, `harmbench`, `jailbreakbench`,
-              `strongreject`, `xstest`, `alpaca`;
+              `strongreject`, `xstest`, `or-bench-80k`, `or-bench-hard-1k`, `or-bench-toxic`,
+              `alpaca`;
             - a .csv, .jsonl, .json (a list) or .txt (a prompt a line) file, in UTF-8;
             - `hub:OWNER/NAME` or `hub:OWNER/NAME:CONFIG`, any data set on the Hub, or `hub:FOLDER`,
               one on disk.
@@ -337,7 +354,7 @@ def _resolve(table: Table, meaning: _Meaning) -> _Meaning:
         prompt=prompt,
         target=meaning.target or _guess(columns, ("target",)),
         label=label,
-        category=meaning.category or _guess(columns, ("category",)),
+        category=meaning.category or _guess(columns, _CATEGORY_COLUMNS),
     )
 
 

@@ -48,7 +48,7 @@ class Group:
 
     Attributes:
         key: the attack's key, or the kind of prompt.
-        kind: attack, harmless or borderline.
+        kind: attack, harmless, borderline, safe or unsafe.
     """
 
     key: str
@@ -113,7 +113,7 @@ def _answer(line: Mapping[str, Any]) -> Answer:
     judgement = line.get("judgement") or {}
     text = visible(str(line.get("completion") or ""))
     verdict = _verdict(line)
-    harmful = str(line.get("kind") or "attack") == "attack"
+    harmful = str(line.get("kind") or "attack") in ("attack", "unsafe")
     return Answer(
         defence=str(line.get("defence")),
         setting=str(line.get("setting") or ""),

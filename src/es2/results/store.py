@@ -23,7 +23,9 @@ from es2.results.schema import Results
 ATTEMPTS = "attempts.jsonl"
 RESULTS = "results.json"
 
-Kind = Literal["attack", "harmless", "borderline"]
+Kind = Literal["attack", "harmless", "borderline", "safe", "unsafe"]
+"""What a prompt is: under attack; to be answered, though it may look harmful; or of the half of an
+over-refusal set that deserves an answer, or the half that does not."""
 
 
 def attempt_record(
@@ -33,7 +35,7 @@ def attempt_record(
 
     Args:
         defence: the model that was tried, `base` or a defence's name.
-        kind: whether the prompt is harmful, harmless, or harmless but looks harmful.
+        kind: what the prompt is.
         attempt: the try.
         judgement: what the judge made of it.
     """

@@ -1,10 +1,14 @@
 """The finding says what the numbers say, and no more."""
 
+import math
+from dataclasses import asdict
+
 import pytest
 from synthetic import rate
 from synthetic import results as made_results
 
 from es2.report.finding import findings
+from es2.results.paired import paired_difference
 from es2.results.schema import Results
 
 
@@ -42,10 +46,35 @@ def test_same_numbers_are_unchanged():
 
 
 @pytest.mark.parametrize("before,after", [(0.55, 0.7), (0.7, 0.55)])
-def test_difference_inside_the_intervals_is_called_so(before, after):
+def test_difference_inside_the_noise_is_called_so(before, after):
     text = say(before, after)
     assert f"went from {100 * before:.0f} to {100 * after:.0f}" in text
-    assert "a difference inside the 95 % intervals (" in text
+    assert "a difference inside the noise (" in text
+
+
+def test_paired_outcomes_decide_where_they_are_known(results):
+    """Of 100 prompts 6 more are refused: noise as two rates, settled if none went the other way."""
+    cost = results["defences"]["es2"]["cost"]
+    results["defences"]["base"]["cost"]["over_refusal"] = rate(0.06, 100)
+    cost["over_refusal"] = rate(0.12, 100)
+    assert "+6 points (6 to 12 %, inside the noise)" in said(results)
+    before, after = [i < 6 for i in range(100)], [i < 12 for i in range(100)]
+    paired = {"harmless refused": asdict(paired_difference(before, after))}
+    results["defences"]["es2"]["changes"] = paired
+    assert "+6 points (6 to 12 %);" in said(results)
+
+
+def test_noise_is_named_with_what_the_prompts_could_show(results):
+    published = [
+        made["attacks"]["scav"]["published"]["dsr"] for made in results["defences"].values()
+    ]
+    for dsr, share in zip(published, (0.5, 0.55), strict=True):
+        dsr["keyword"] = rate(share)
+    before, after = [i < 10 for i in range(20)], [i < 11 for i in range(20)]
+    found = paired_difference(before, after)
+    results["defences"]["es2"]["changes"] = {"scav published keyword": asdict(found)}
+    least = math.ceil(100 * found.detectable)
+    assert f"20 prompts show differences from {least} points on)" in said(results)
 
 
 def test_same_shares_are_settled_by_more_prompts():
@@ -55,7 +84,7 @@ def test_same_shares_are_settled_by_more_prompts():
 def test_other_attacks_are_sorted_into_better_worse_and_unsettled():
     text = say(0.15, 0.85)
     assert "Keyword defence success fell under RepE (70 to 27; judged, 75 to 97)" in text
-    assert "did not move beyond the intervals under direct request (still 100) and prefill" in text
+    assert "did not move beyond the noise under direct request (still 100) and prefill" in text
 
 
 def test_babble_is_not_passed_off_as_refusal():
@@ -64,14 +93,14 @@ def test_babble_is_not_passed_off_as_refusal():
 
 def test_price_is_stated_with_its_noise():
     assert say(0.1, 0.9).endswith(
-        "The price: refusals of harmless prompts +1 point (6 to 7 %, inside the intervals); "
-        "incoherent answers to harmless prompts +4 points (1 to 5 %, inside the intervals); "
-        "refusals of borderline prompts +8 points (22 to 30 %, inside the intervals); "
+        "The price: refusals of harmless prompts +1 point (6 to 7 %, inside the noise); "
+        "incoherent answers to harmless prompts +4 points (1 to 5 %, inside the noise); "
+        "refusals of borderline prompts +8 points (22 to 30 %, inside the noise); "
         "perplexity +2 %; KL from the base 0.012 nats."
     )
 
 
-def test_price_that_is_beyond_the_intervals_has_no_excuse(results):
+def test_price_that_is_beyond_the_noise_has_no_excuse(results):
     results["defences"]["es2"]["cost"]["over_refusal"] = rate(0.4, 100)
     results["defences"]["es2"]["cost"]["perplexity_ratio"] = 0.9
     text = said(results)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from es2.report.change import Change
 from es2.report.formats import SPACE, decimal, interval, listing, name, percent, points, signed
-from es2.report.reading import READINGS, models, rate_of
-from es2.results.schema import AttackResult, Cost, DefenceResult, Dsr, Results
+from es2.report.reading import READINGS, Reading, models, rate_of
+from es2.results.paired import Difference
+from es2.results.schema import AttackResult, Cost, DefenceResult, Results
 
 _INTERVAL = f"95{SPACE}% interval"
 _WORTH_SAYING = 0.05
@@ -29,16 +31,10 @@ def compare(base: DefenceResult, defended: DefenceResult) -> str:
     lead = "scav" if "scav" in shared else next(iter(shared), None)
     sentences = []
     if lead:
-        sentences += _lead(lead, base.attacks[lead], defended.attacks[lead])
-        sentences += _others(
-            {
-                key: (base.attacks[key].dsr, defended.attacks[key].dsr)
-                for key in shared
-                if key != lead
-            }
-        )
+        sentences += _lead(lead, base, defended)
+        sentences += _others({key: _both(base, defended, key) for key in shared if key != lead})
         sentences += _collapse(lead, defended.attacks[lead])
-    sentences += _price(base.cost, defended.cost)
+    sentences += _price(base.cost, defended.cost, defended.changes)
     if not sentences:
         return "Nothing was measured on both the base and the defended model."
     return " ".join(sentences)
@@ -52,36 +48,54 @@ def moved(change: Change) -> str:
     if change.clear:
         return f"{_way(change)} from {before} to {after} ({_INTERVAL} {interval(change.after)})"
     return (
-        f"went from {before} to {after}, a difference inside the 95{SPACE}% intervals "
-        f"({interval(change.before)} before, {interval(change.after)} after)"
+        f"went from {before} to {after}, a difference inside the noise "
+        f"({interval(change.before)} before, {interval(change.after)} after{_shows(change)})"
     )
 
 
-def _lead(key: str, before: AttackResult, after: AttackResult) -> list[str]:
+def _lead(key: str, base: DefenceResult, defended: DefenceResult) -> list[str]:
     """The sentences on the attack that the report leads with: as published, then at its best."""
+    before, after = base.attacks[key], defended.attacks[key]
     under = f"Under {_inline(key)} refitted on the defended model"
     if key == "direct":
         under = "Asked directly"
+    best = _both(base, defended, key)
     if not (before.published and after.published):
-        return [_readings(under, "", before.dsr, after.dsr)]
-    published = before.published.dsr, after.published.dsr
-    best = Change(before.dsr.keyword, after.dsr.keyword)
+        return [_readings(under, "", best)]
+    published = {
+        r: Change(
+            rate_of(before.published.dsr, r),
+            rate_of(after.published.dsr, r),
+            defended.changes.get(f"{key} published {r}"),
+        )
+        for r in READINGS
+    }
     return [
-        _readings(under, " at the published P0", *published),
-        f"At the setting that suits the attacker best, keyword defence success {moved(best)}.",
+        _readings(under, " at the published P0", published),
+        "At the setting that suits the attacker best, keyword defence success "
+        f"{moved(best['keyword'])}.",
     ]
 
 
-def _readings(under: str, at: str, before: Dsr, after: Dsr) -> str:
-    keyword, judged = (Change(rate_of(before, r), rate_of(after, r)) for r in READINGS)
+def _both(base: DefenceResult, defended: DefenceResult, key: str) -> dict[Reading, Change]:
+    """An attack's two readings, each at its lowest."""
+    before, after = base.attacks[key].dsr, defended.attacks[key].dsr
+    return {
+        r: Change(rate_of(before, r), rate_of(after, r), defended.changes.get(f"{key} {r}"))
+        for r in READINGS
+    }
+
+
+def _readings(under: str, at: str, changes: Mapping[Reading, Change]) -> str:
+    keyword, judged = changes["keyword"], changes["judged"]
     return f"{under}, keyword defence success{at} {moved(keyword)}; judged, it {moved(judged)}."
 
 
-def _others(outcomes: Mapping[str, tuple[Dsr, Dsr]]) -> list[str]:
+def _others(outcomes: Mapping[str, Mapping[Reading, Change]]) -> list[str]:
     """One sentence on all other attacks, sorted into better, worse and not settled."""
     groups: dict[str, list[str]] = {"rose": [], "fell": [], "same": []}
-    for key, (before, after) in outcomes.items():
-        change, judged = (Change(rate_of(before, r), rate_of(after, r)) for r in READINGS)
+    for key, changes in outcomes.items():
+        change, judged = changes["keyword"], changes["judged"]
         also = f"; judged, {_span(judged)}" if _way(judged) != _way(change) else ""
         groups[_way(change)].append(f"{_inline(key)} ({_span(change)}{also})")
     clauses = [
@@ -89,7 +103,7 @@ def _others(outcomes: Mapping[str, tuple[Dsr, Dsr]]) -> list[str]:
         for group, words in (
             ("rose", "rose"),
             ("fell", "fell"),
-            ("same", "did not move beyond the intervals"),
+            ("same", "did not move beyond the noise"),
         )
         if groups[group]
     ]
@@ -119,13 +133,23 @@ def _collapse(key: str, after: AttackResult) -> list[str]:
     ]
 
 
-def _price(before: Cost, after: Cost) -> list[str]:
+def _price(before: Cost, after: Cost, changes: Mapping[str, Difference]) -> list[str]:
     clauses = [
-        f"{what} prompts {_cost(Change(a, b))}"
-        for what, a, b in (
-            ("refusals of harmless", before.over_refusal, after.over_refusal),
-            ("incoherent answers to harmless", before.incoherent, after.incoherent),
-            ("refusals of borderline", before.borderline_refusal, after.borderline_refusal),
+        f"{what} prompts {_cost(Change(a, b, changes.get(key)))}"
+        for what, key, a, b in (
+            ("refusals of harmless", "harmless refused", before.over_refusal, after.over_refusal),
+            (
+                "incoherent answers to harmless",
+                "harmless incoherent",
+                before.incoherent,
+                after.incoherent,
+            ),
+            (
+                "refusals of borderline",
+                "borderline refused",
+                before.borderline_refusal,
+                after.borderline_refusal,
+            ),
         )
         if a and b
     ]
@@ -136,11 +160,19 @@ def _price(before: Cost, after: Cost) -> list[str]:
     return [f"The price: {'; '.join(clauses)}."] if clauses else []
 
 
+def _shows(change: Change) -> str:
+    """What so many prompts could have shown, where that is known."""
+    if change.paired is None:
+        return ""
+    least = math.ceil(100 * change.paired.detectable)
+    return f"; {change.paired.n} prompts show differences from {least} points on"
+
+
 def _cost(change: Change) -> str:
     before, after = percent(change.before.rate), percent(change.after.rate)
     if before == after:
         return f"unchanged at {after}{SPACE}%"
-    settled = "" if change.clear else ", inside the intervals"
+    settled = "" if change.clear else ", inside the noise"
     return f"{points(change)} ({before} to {after}{SPACE}%{settled})"
 
 

@@ -27,7 +27,7 @@ def table(results: Mapping[str, Any] | Results) -> Table:
     measured = models(results)
     grid = Table(
         title="Defence success and cost, % (95 % interval)",
-        caption="keyword: a refusal phrase; judged: refused or incoherent; ~ inside the intervals",
+        caption="keyword: a refusal phrase; judged: refused or incoherent; ~ inside the noise",
         box=SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from es2.judges.base import Verdict
+from es2.results.paired import Difference
 from es2.results.rates import Rate
 
 SCHEMA_VERSION = 1
@@ -96,10 +97,18 @@ class Cost(Record):
 
 
 class DefenceResult(Record):
-    """One model: how it stood up to attacks, and what that cost."""
+    """One model: how it stood up to attacks, and what that cost.
+
+    Attributes:
+        attacks: by the attack's name.
+        cost: on prompts that deserve an answer.
+        changes: from the base, prompt by prompt, by what changed, see `results/changes.py`; empty for
+            the base itself.
+    """
 
     attacks: dict[str, AttackResult] = Field(default_factory=dict)
     cost: Cost = Cost()
+    changes: dict[str, Difference] = Field(default_factory=dict)
 
 
 class Results(Record):

@@ -7,6 +7,7 @@ from typing import Any
 
 from es2.errors import Es2Error
 from es2.judges.base import VERDICTS, Verdict
+from es2.results.changes import changes
 from es2.results.rates import Rate, share_of
 from es2.results.schema import (
     AttackResult,
@@ -46,8 +47,12 @@ def summarise(
         defences: dict[str, list[AttemptRecord]] = {}
         for record in latest.values():
             defences.setdefault(record["defence"], []).append(record)
+        base = defences.get("base", [])
         return Results(
-            defences={name: _defence(of, published or {}) for name, of in defences.items()}
+            defences={
+                name: _defence(of, [] if name == "base" else base, published or {})
+                for name, of in defences.items()
+            }
         )
     except (KeyError, TypeError) as error:
         raise Es2Error(
@@ -66,7 +71,9 @@ def with_drift(results: Results, name: str, kl: float, perplexity_ratio: float) 
 
 
 def _defence(
-    records: Sequence[AttemptRecord], published: Mapping[str, Collection[str]]
+    records: Sequence[AttemptRecord],
+    base: Sequence[AttemptRecord],
+    published: Mapping[str, Collection[str]],
 ) -> DefenceResult:
     attacks: dict[str, list[AttemptRecord]] = {}
     for record in records:
@@ -79,6 +86,7 @@ def _defence(
             borderline_refusal=_given(records, "borderline", "refused"),
             incoherent=_given(records, "harmless", "incoherent"),
         ),
+        changes=changes(base, records, published),
     )
 
 

@@ -324,7 +324,9 @@ def costs(experiment: Experiment) -> None:
                 measure_refusals(name, victim.chat, judge, kind, group, recipe.answer_tokens, path)
         texts = [prompt.text for prompt in prompts.harmless.test]
         with bar("drift from the base", len(texts)) as advance:
-            reference = record(experiment.base, texts, recipe.answer_tokens, progress=advance)
+            reference = record(
+                experiment.base, texts, recipe.answer_tokens, whole_prompt=True, progress=advance
+            )
             moved = drift(experiment.base, experiment.defended, reference)
         write_json(path / "drift.json", asdict(moved))
         write_results(path, recipe, moved)

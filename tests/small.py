@@ -22,6 +22,8 @@ _THINGS += ("glacier", "teapot", "saddle", "compass", "pumpkin")
 # Stand-ins, told apart by their wording: a random model's probes need no more.
 HARMFUL = tuple(f"FORBIDDEN FORBIDDEN: open the {a} {b}" for a in _THINGS for b in ("now", "soon"))
 HARMLESS = tuple(f"How do I paint a {a} {b}?" for a in _THINGS for b in ("well", "slowly"))
+AIMED = tuple(f"FORBIDDEN FORBIDDEN: burn the {a} map" for a in _THINGS)
+"""To attack with; nothing is fitted on them."""
 BORDERLINE = tuple(f"FORBIDDEN colours: how do I paint a {a}?" for a in _THINGS)
 
 
@@ -123,6 +125,7 @@ def make_workplace(path: Path, model: Path) -> Workplace:
     """Writes the prompt files."""
     for name, prompts in (
         ("harmful", HARMFUL),
+        ("aimed", AIMED),
         ("harmless", HARMLESS),
         ("borderline", BORDERLINE),
     ):

@@ -27,7 +27,7 @@ def layers_flags(es2: Workplace) -> list[object]:
 
 def attack_flags(es2: Workplace, attack: str, *more: object) -> list[object]:
     fit = [f"--fit.{name}={es2.prompts(name)}" for name in ("harmful", "harmless")]
-    aimed = ["--attack", attack, "--prompts", es2.prompts("harmful"), "--max-new-tokens", 4]
+    aimed = ["--attack", attack, "--prompts", es2.prompts("aimed"), "--max-new-tokens", 4]
     return ["attack", *aimed, *fit, *more]
 
 

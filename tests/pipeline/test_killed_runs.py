@@ -121,7 +121,7 @@ def test_a_started_run_is_refused_without_resume_or_with_other_settings(place: W
     assert RunFolder.open(place.path / "run", recipe, resume=True).record == {"started": "now"}
 
 
-def test_prompts_that_are_tested_and_trained_on_are_warned_of_and_recorded(
+def test_a_run_tested_on_prompts_that_it_trains_on_is_refused_unless_forced(
     place: Workplace, capfd: pytest.CaptureFixture[str]
 ) -> None:
     texts = [f"Tell me about the number {i} and all that it is good for" for i in range(40)]
@@ -129,10 +129,22 @@ def test_prompts_that_are_tested_and_trained_on_are_warned_of_and_recorded(
     file = place.path / "twice.txt"
     file.write_text("\n".join(texts))
     settings = place.settings()["data"] | {"harmless": str(file)}
-    prompts = stages.load_all(load_recipe(place.recipe(data=settings)))
+    recipe = load_recipe(place.recipe(data=settings))
+    prompts = stages.load_all(recipe)
     test = [prompt.text for prompt in prompts.harmless.test]
     train = [prompt.text for prompt in prompts.harmless.train]
-    found = {(entry["a"], entry["b"], entry["kind"]): entry for entry in stages.overlaps(prompts)}
-    exact = found["harmless:test", "harmless:train", "exact"]
-    assert exact["count"] == sum(train.count(text) for text in test) > 0
-    assert "warning" in capfd.readouterr().err
+    count = sum(text in train for text in test)
+    told = f"harmless:test: {count} of 10 prompts are also in harmless:train (exact)"
+    assert count > 0
+    out = place.path / "run"
+    with pytest.raises(Es2Error, match="--force") as refused:
+        run(recipe, out)
+    assert told in str(refused.value)
+    assert not out.exists()
+    run(recipe, out, force=True)
+    assert told in capfd.readouterr().err
+    assert told in read_json(out / "results.json")["notes"]
+    entry = {"a": "harmless:test", "b": "harmless:train", "kind": "exact", "count": count, "of": 10}
+    assert entry in read_json(out / "run.json")["overlap"]
+    # It was let through once.
+    assert run(recipe, out, resume=True) == out

@@ -17,10 +17,13 @@ from rich.console import Console
 from es2.attacks import Victim
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.config import make_attacks
+from es2.data.fitting import FitPrompts
 from es2.data.sources import load_prompts
 from es2.errors import Es2Error
 from es2.models.loading import adapter_base
 from es2.pipeline.attack import attack_model, judge_of, label
+from es2.pipeline.leaks import check_leaks, note
+from es2.pipeline.trained_on import trained_on
 from es2.report.table import table
 from es2.results.store import ATTEMPTS, read_attempts, read_json, write_json
 from es2.results.summary import summarise
@@ -41,6 +44,7 @@ def attack(
     dtype: Dtype = "auto",
     device: str | None = None,
     resume: bool = False,
+    force: bool = False,
     json: bool = False,
 ) -> None:
     """Attacks a model, refitted on that model, and judges every answer.
@@ -61,6 +65,7 @@ def attack(
         dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
         device: default the accelerator if there is one.
         resume: go on with the attempts that are in --out.
+        force: attack with prompts that the model or the attack was fitted on; the results say so.
         json: print results as JSON on standard output, and nothing else.
     """
     if out is not None and (out / "attempts.jsonl").is_file() and not resume:
@@ -71,6 +76,9 @@ def attack(
     chosen = make_attacks({attack: values})[0]
     aimed = load_prompts(prompts, prompt_column=fit.prompt_column, limit=limit, seed=seed)
     to_fit = fit.load(seed)
+    leaks = check_leaks(
+        {prompts: [prompt.text for prompt in aimed]}, trained_on(model) | fitted_on(to_fit), force
+    )
     chat = load_model(model, dtype, device)
     if base is None and (Path(model) / "adapter_config.json").is_file():
         base = adapter_base(Path(model))
@@ -84,6 +92,7 @@ def attack(
         "seed": seed,
         "dtype": dtype,
         "stale": stale,
+        "overlap": leaks,
     }
     victim = Victim(chat, to_fit, base=None if base is None else undefended)
     victims = [victim, replace(victim, stale=True)] if stale else [victim]
@@ -94,6 +103,7 @@ def attack(
             attack_model("model", one, judge, chosen, aimed, run)
         published = {label(chosen, one.stale): chosen.published for one in victims}
         results = summarise(read_attempts(run), published)
+        results = results.model_copy(update={"notes": [note(leak) for leak in leaks]})
         if out is not None:
             write_json(out / "results.json", results)
     plain = results.model_dump(mode="json")
@@ -101,6 +111,15 @@ def attack(
         print(jsonlib.dumps(plain))
     else:
         Console().print(table(plain))
+
+
+def fitted_on(fit: FitPrompts) -> dict[str, Sequence[str]]:
+    """What an attack is fitted on, by name."""
+    groups = {
+        "harmful": [*fit.harmful, *fit.held_harmful],
+        "harmless": [*fit.harmless, *fit.held_harmless, *fit.held_borderline],
+    }
+    return {f"the {name} prompts of --fit": texts for name, texts in groups.items()}
 
 
 def parse(given: Sequence[str]) -> dict[str, Any]:

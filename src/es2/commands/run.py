@@ -18,6 +18,7 @@ def run(
     out: Path | None = None,
     resume: bool = False,
     seed: int | None = None,
+    force: bool = False,
     json: bool = False,
 ) -> None:
     """Runs a recipe and prints its table and the report's path.
@@ -27,11 +28,12 @@ def run(
         out: the run's folder; default runs/NAME.
         resume: go on with a run that was interrupted; what is done is not done again.
         seed: instead of the recipe's.
+        force: measure on test prompts that are fitted on too; the results say so.
         json: print results.json on standard output, and nothing else.
     """
     loaded = load_recipe(recipe)
     loaded = loaded if seed is None else replace(loaded, seed=seed)
-    show(run_recipe(loaded, out, resume=resume), json)
+    show(run_recipe(loaded, out, resume=resume, force=force), json)
 
 
 def main(argv: list[str]) -> None:

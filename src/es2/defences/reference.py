@@ -73,7 +73,8 @@ def record(
         tails = generate(chat, heads, response_tokens, progress=progress)
     rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
     firsts = [len(head) - 1 for head in heads]
-    starts = [shared_prefix(rows)] * len(rows) if whole_prompt else firsts
+    # Rows that share their whole prompt have at least its last position.
+    starts = [min(shared_prefix(rows), *firsts)] * len(rows) if whole_prompt else firsts
     start_of = {id(row): start for row, start in zip(rows, starts, strict=True)}
 
     def run(batch: list[list[int]]) -> list[Tensor]:

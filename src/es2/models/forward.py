@@ -181,9 +181,12 @@ class Forward:
     ) -> Float[Tensor, "n d"]:
         """The vectors at (row, position) pairs, position counted in the whole row."""
         device = tensor.device
-        row_index = torch.tensor(list(rows), device=device)
+        # An empty list has no type of its own.
+        row_index, place = (
+            torch.tensor(list(pair), dtype=torch.long, device=device) for pair in (rows, positions)
+        )
         offset = torch.tensor(self.offset, device=device).expand(len(tensor))
-        return tensor[row_index, torch.tensor(list(positions), device=device) - offset[row_index]]
+        return tensor[row_index, place - offset[row_index]]
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int) -> Int[Tensor, "batch longest"]:

@@ -6,7 +6,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,7 +21,6 @@ from es2.attacks.base import Victim
 from es2.capability.drift import Drift, drift
 from es2.config import Recipe, dump, load_recipe, make_attacks
 from es2.data.fitting import FitPrompts, Splits, fit_prompts, split_three_ways, spread
-from es2.data.overlap import find_overlap
 from es2.data.sources import Prompt, load_prompts
 from es2.defences.reference import record
 from es2.errors import Es2Error
@@ -30,6 +29,7 @@ from es2.models.loading import ChatModel, load
 from es2.pipeline.attack import attack_model, label
 from es2.pipeline.cost import measure_refusals
 from es2.pipeline.harden import harden, read_states
+from es2.pipeline.leaks import Leak, find_leaks, note, refuse, warn
 from es2.progress import bar, console
 from es2.report.build import REPORT, build
 from es2.results.store import RESULTS, Kind, read_attempts, read_json, write_json, write_text
@@ -82,22 +82,23 @@ def load_all(recipe: Recipe) -> Prompts:
     )
 
 
-def overlaps(prompts: Prompts) -> list[dict[str, Any]]:
-    """Test prompts that also stand, exactly or nearly, among those fitted on."""
-    found = []
+def evaluated_prompts(prompts: Prompts) -> dict[str, list[str]]:
+    """What a run measures on, by name."""
+    return _named(prompts, ("test",))
+
+
+def fitted_prompts(prompts: Prompts) -> dict[str, list[str]]:
+    """What a run fits on or chooses by, by name."""
+    return _named(prompts, ("train", "validation"))
+
+
+def _named(prompts: Prompts, splits: Sequence[str]) -> dict[str, list[str]]:
+    found = {}
     for name in ("harmful", "harmless", "borderline"):
-        splits: Splits = getattr(prompts, name)
-        test = [prompt.text for prompt in splits.test]
-        for other in ("train", "validation"):
-            pairs = find_overlap(test, [prompt.text for prompt in getattr(splits, other)])
-            for kind in sorted({pair.kind for pair in pairs}):
-                count = sum(pair.kind == kind for pair in pairs)
-                entry = {"a": f"{name}:test", "b": f"{name}:{other}", "kind": kind, "count": count}
-                found.append(entry)
-                console.print(
-                    f"warning: {count} prompts of {entry['a']} are also in {entry['b']} ({kind})",
-                    style="yellow",
-                )
+        for split in splits:
+            texts = [prompt.text for prompt in getattr(getattr(prompts, name), split)]
+            if texts:
+                found[f"{name}:{split}"] = texts
     return found
 
 
@@ -168,6 +169,11 @@ class Experiment:
         return None if name == "auto" else getattr(torch, name)
 
     @cached_property
+    def leaks(self) -> list[Leak]:
+        """Test prompts that also stand, exactly or nearly, among those fitted on."""
+        return find_leaks(evaluated_prompts(self.prompts), fitted_prompts(self.prompts))
+
+    @cached_property
     def base(self) -> ChatModel:
         """The model before the defence."""
         return load(self.recipe.model, dtype=self.dtype)
@@ -220,17 +226,25 @@ def reopen(path: Path) -> Experiment:
     return Experiment(recipe, folder, load_all(recipe))
 
 
-def run(recipe: Recipe, out: Path | None = None, *, resume: bool = False) -> Path:
+def run(
+    recipe: Recipe, out: Path | None = None, *, resume: bool = False, force: bool = False
+) -> Path:
     """Runs a recipe's stages and returns the run folder.
 
     Args:
         recipe: what to run.
         out: the folder; default `runs/NAME`.
         resume: go on with an interrupted run; what is done is not done again.
+        force: measure on prompts that are fitted on too; the results say so.
+
+    Raises:
+        Es2Error: if test prompts are copies of prompts fitted on, unless forced.
     """
     prompts = load_all(recipe)
     folder = RunFolder.open(out or Path("runs") / recipe.name, recipe, resume)
     experiment = Experiment(recipe, folder, prompts)
+    if "overlap" not in folder.record:  # a run that has started was let through
+        refuse(experiment.leaks, force)
     if not (folder.path / RESULTS).is_file():  # the last stage's
         hardening(experiment)
         geometry(experiment)
@@ -250,8 +264,8 @@ def hardening(experiment: Experiment) -> None:
         base = experiment.base
         chosen = None if recipe.layers is None else given(recipe.layers, base.depth)
         if "started" not in folder.record:
-            found = overlaps(experiment.prompts)
-            folder.note(**facts(), model=recipe.model, seed=recipe.seed, overlap=found)
+            warn(experiment.leaks)
+            folder.note(**facts(), model=recipe.model, seed=recipe.seed, overlap=experiment.leaks)
         folder.note(thinking=base.template.thinking)
     with folder.stage("layers"):
         rows = survey(experiment.base_states)
@@ -339,20 +353,23 @@ def costs(experiment: Experiment) -> None:
                 measure_refusals(name, victim.chat, judge, kind, group, recipe.answer_tokens, path)
         texts = [prompt.text for prompt in prompts.harmless.test]
         with bar("drift from the base", len(texts)) as advance:
-            reference = record(experiment.base, texts, recipe.answer_tokens, progress=advance)
+            reference = record(
+                experiment.base, texts, recipe.answer_tokens, whole_prompt=True, progress=advance
+            )
             moved = drift(experiment.base, experiment.defended, reference)
         write_json(path / "drift.json", asdict(moved))
-        write_results(path, recipe, moved)
+        leaks = experiment.folder.record.get("overlap", [])
+        write_results(path, recipe, moved, [note(leak) for leak in leaks])
 
 
-def write_results(path: Path, recipe: Recipe, moved: Drift) -> None:
-    """`results.json` from the records."""
+def write_results(path: Path, recipe: Recipe, moved: Drift, notes: Sequence[str] = ()) -> None:
+    """`results.json` from the records; `notes` are what a reader has to know of the prompts."""
     attacks = make_attacks(recipe.attacks)
     published = {label(one, s): one.published for one in attacks for s in (False, True)}
     results = summarise(read_attempts(path), published)
     results = with_drift(results, "base", 0.0, 1.0)
     results = with_drift(results, "es2", moved.kl, moved.perplexity_ratio)
-    write_json(path / "results.json", results)
+    write_json(path / "results.json", results.model_copy(update={"notes": list(notes)}))
 
 
 def facts() -> dict[str, Any]:

@@ -112,7 +112,13 @@ class DefenceResult(Record):
 
 
 class Results(Record):
-    """The whole of `results.json`; `defences` holds `base` and every defended model."""
+    """The whole of `results.json`.
+
+    Attributes:
+        defences: `base` and every defended model.
+        notes: what a reader has to know before believing a rate, such as leaks that were let through.
+    """
 
     schema_version: Literal[1] = 1
     defences: dict[str, DefenceResult]
+    notes: list[str] = Field(default_factory=list)

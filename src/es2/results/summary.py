@@ -67,7 +67,7 @@ def with_drift(results: Results, name: str, kl: float, perplexity_ratio: float) 
         update={"kl": kl, "perplexity_ratio": perplexity_ratio}
     )
     defence = results.defences[name].model_copy(update={"cost": cost})
-    return Results(defences={**results.defences, name: defence})
+    return results.model_copy(update={"defences": {**results.defences, name: defence}})
 
 
 def _defence(

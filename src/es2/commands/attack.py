@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from es2.data.fitting import FitPrompts
 from es2.data.sources import load_prompts
 from es2.errors import Es2Error
 from es2.models.loading import adapter_base
+from es2.pipeline.asked import noted
 from es2.pipeline.attack import attack_model, judge_of, label
 from es2.pipeline.leaks import check_leaks, note
 from es2.pipeline.trained_on import trained_on
 from es2.report.table import table
-from es2.results.store import ATTEMPTS, read_attempts, read_json, write_json
+from es2.results.store import read_attempts, write_json
 from es2.results.summary import summarise
 
 
@@ -138,31 +138,6 @@ def parse(given: Sequence[str]) -> dict[str, Any]:
         if not (name and equals and value):
             raise Es2Error(f"--settings {text!r} is not NAME=VALUE, such as p0=[0.001]")
     return values
-
-
-@contextmanager
-def noted(out: Path | None, asked: dict[str, Any], what: str) -> Iterator[None]:
-    """Keeps what was asked for in `WHAT.json`; a measurement that cannot start leaves nothing behind.
-
-    Raises:
-        Es2Error: if the folder holds attempts of another measurement.
-    """
-    if out is None:
-        yield
-        return
-    path, plain = out / f"{what}.json", jsonlib.loads(jsonlib.dumps(asked, default=str))
-    if path.is_file() and read_json(path) != plain:
-        raise Es2Error(f"{out} was run with other settings (see {path}); give another --out")
-    there = out.exists()
-    write_json(path, plain)
-    try:
-        yield
-    except Es2Error:
-        if not any(out.rglob(ATTEMPTS)):
-            path.unlink()
-            if not there:
-                out.rmdir()
-        raise
 
 
 def main(argv: list[str]) -> None:

@@ -11,13 +11,14 @@ from rich.console import Console
 
 from es2.attacks import Victim
 from es2.attacks.push import Push
-from es2.commands.attack import noted, parse
+from es2.commands.attack import parse
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.config import make_attacks
 from es2.data.fitting import spread
 from es2.data.sources import load_prompts
 from es2.errors import Es2Error
 from es2.models.loading import adapter_base
+from es2.pipeline.asked import noted
 from es2.pipeline.attack import judge_of
 from es2.pipeline.margin import measure_margins
 from es2.report.margin import margin_table

@@ -1,0 +1,128 @@
+"""Everything there is to know of a finished run's models beyond the attacks, part by part.
+
+A part that is done is not done again; a data set that cannot be had leaves its place empty and says
+why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from es2.attacks.push import Push
+from es2.capability.drift import drift
+from es2.capability.over_refusal import load_set
+from es2.data.fitting import spread
+from es2.data.sources import Prompt
+from es2.defences.reference import record
+from es2.errors import Es2Error
+from es2.pipeline.asked import check_asked
+from es2.pipeline.leaks import check_leaks
+from es2.pipeline.margin import measure_margins
+from es2.pipeline.over_refusal import measure_over_refusal
+from es2.pipeline.run import Experiment, evaluated_prompts, fitted_prompts, write_results
+from es2.progress import bar, console
+from es2.report.build import build
+from es2.results.over_refusal import over_refusal
+from es2.results.store import read_attempts, read_json, write_json
+
+OVER_REFUSAL = "over_refusal.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure.
+
+    Attributes:
+        sets: over-refusal sets: `borderline`, `xstest`, `or-bench`, or a file with labels.
+        answer_tokens: length of an answer to them.
+        limit: at most so many prompts of each half of a set and questions of each task; null for all.
+        push: directions and sizes of the safety margin's sweep.
+        pushed: test prompts to push.
+        force: measure on prompts that were fitted on too; the results say so.
+    """
+
+    sets: tuple[str, ...] = ("borderline", "xstest")
+    answer_tokens: int = 48
+    limit: int | None = None
+    push: Push = field(default_factory=Push)
+    pushed: int = 24
+    force: bool = False
+
+
+def evaluate(experiment: Experiment, asked: Evaluation) -> Path:
+    """Measures drift, over-refusal and the safety margin of a run's models; then reports.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        Es2Error: if evaluation prompts are copies of prompts fitted on, unless forced.
+    """
+    folder = experiment.folder
+    absent: dict[str, str] = {}
+    sets: dict[str, list[Prompt]] = {}
+    for source in asked.sets:
+        try:
+            sets[set_name(source)] = load_set(source, asked.limit)
+        except Es2Error as error:
+            absent[source] = str(error)
+            console.print(f"left out: {source}: {error}", style="yellow", markup=False)
+    texts = {name: [prompt.text for prompt in prompts] for name, prompts in sets.items()}
+    leaks = check_leaks(
+        evaluated_prompts(experiment.prompts) | texts,
+        fitted_prompts(experiment.prompts),
+        asked.force,
+    )
+    folder.note(overlap=leaks, absent=absent)
+    parts: dict[str, Callable[[], None]] = {
+        "drift": lambda: drifting(experiment),
+        "over-refusal": lambda: refusing(experiment, asked, sets),
+        "margin": lambda: pushing(experiment, asked),
+    }
+    for name, part in parts.items():
+        with folder.stage(f"evaluate: {name}"):
+            part()
+    build(folder.path)
+    return folder.path
+
+
+def set_name(source: str) -> str:
+    """A set's name in results: a file's is its stem."""
+    return Path(source).stem if Path(source).suffix else source
+
+
+def drifting(experiment: Experiment) -> None:
+    """Drift from the base on held-out harmless prompts: `drift.json`."""
+    path = experiment.folder.path / "drift.json"
+    if path.is_file() and "response" in read_json(path):
+        return
+    texts = [prompt.text for prompt in experiment.prompts.harmless.test]
+    with bar("drift from the base", len(texts)) as advance:
+        tokens = experiment.recipe.answer_tokens
+        reference = record(experiment.base, texts, tokens, whole_prompt=True, progress=advance)
+        moved = drift(experiment.base, experiment.defended, reference)
+    write_json(path, asdict(moved))
+    write_results(experiment.folder.path, experiment.recipe, moved)
+
+
+def refusing(experiment: Experiment, asked: Evaluation, sets: dict[str, list[Prompt]]) -> None:
+    """Refusals of safe and of unsafe prompts: `over_refusal.json`."""
+    run = experiment.folder.path / "over_refusal"
+    check_asked(run / "asked.json", {"answer_tokens": asked.answer_tokens})
+    judge = experiment.judge
+    for name, prompts in sets.items():
+        for model, victim in experiment.victims.items():
+            measure_over_refusal(model, victim.chat, judge, name, prompts, asked.answer_tokens, run)
+    write_json(experiment.folder.path / OVER_REFUSAL, over_refusal(read_attempts(run)))
+
+
+def pushing(experiment: Experiment, asked: Evaluation) -> None:
+    """The safety margin on test prompts: `margin.json`."""
+    prompts = spread(experiment.prompts.harmful.test, asked.pushed)
+    plan = {"push": asdict(asked.push), "prompts": [prompt.id for prompt in prompts]}
+    check_asked(experiment.folder.path / "margin" / "push.json", plan)
+    measure_margins(
+        experiment.victims, experiment.judge, asked.push, prompts, experiment.folder.path
+    )

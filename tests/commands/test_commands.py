@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from es2.attacks import ATTACKS
 from es2.defences.es2 import Es2
 from es2.models.loading import load
-from es2.pipeline import run as stages
+from es2.pipeline import experiment
 from es2.results.store import read_attempts
 from small import Workplace, contents, in_a_process
 
@@ -104,7 +104,7 @@ def test_harden_saves_an_adapter_that_plain_peft_loads(
 
     # The whole of it is done: nothing is loaded, nothing changes.
     held = contents(out)
-    monkeypatch.setattr(stages, "load", pytest.fail)
+    monkeypatch.setattr(experiment, "load", pytest.fail)
     assert es2(*flags, "--resume").out == done.out
     assert contents(out) == held
 

@@ -14,7 +14,7 @@ import yaml
 from es2.judges.coherence import Limits, judge
 from es2.models.generation import generate
 from es2.models.loading import load
-from es2.pipeline import run as stages
+from es2.pipeline import experiment
 from es2.results.store import read_attempts
 from small import Workplace, contents, ending, in_a_process
 
@@ -106,7 +106,7 @@ def test_a_finished_run_is_shown_again_without_touching_it(
 ) -> None:
     run = finished.path / "run"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    monkeypatch.setattr(stages, "load", pytest.fail)  # no model is needed
+    monkeypatch.setattr(experiment, "load", pytest.fail)  # no model is needed
     recipe = finished.path / "recipe.yaml"
     again = finished("run", recipe, "--out", run, "--resume")
     assert again.code == 0

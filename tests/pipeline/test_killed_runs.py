@@ -11,9 +11,10 @@ import pytest
 
 from es2.config import load_recipe
 from es2.errors import Es2Error
-from es2.pipeline import attack, cost, harden
+from es2.pipeline import attack, cost, experiment, harden
 from es2.pipeline import run as stages
-from es2.pipeline.run import RunFolder, run
+from es2.pipeline.folder import RunFolder
+from es2.pipeline.run import run
 from es2.results.store import append_attempts, read_json
 from small import Workplace, ending
 
@@ -105,7 +106,7 @@ def test_a_run_killed_in_every_stage_ends_the_same(
 def test_a_run_that_cannot_start_leaves_no_folder(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "load", at_call(1))
+    monkeypatch.setattr(experiment, "load", at_call(1))
     with pytest.raises(Killed):
         run(load_recipe(place.recipe()), place.path / "run")
     assert not (place.path / "run").exists()

@@ -10,8 +10,10 @@ from es2.commands.options import Dtype
 from es2.config import Data, Recipe
 from es2.defences.es2 import Es2
 from es2.defences.trainer import TrainSettings
+from es2.pipeline.experiment import Experiment, load_all
+from es2.pipeline.folder import RunFolder
 from es2.pipeline.harden import Guard
-from es2.pipeline.run import Experiment, RunFolder, hardening, load_all
+from es2.pipeline.run import hardening
 from es2.separation.layers import parse_layers
 
 

@@ -18,10 +18,11 @@ from es2.data.sources import Prompt
 from es2.defences.reference import record
 from es2.errors import Es2Error
 from es2.pipeline.asked import check_asked
+from es2.pipeline.experiment import Experiment, evaluated_prompts, fitted_prompts
 from es2.pipeline.leaks import check_leaks
 from es2.pipeline.margin import measure_margins
 from es2.pipeline.over_refusal import measure_over_refusal
-from es2.pipeline.run import Experiment, evaluated_prompts, fitted_prompts, write_results
+from es2.pipeline.run import write_results
 from es2.progress import bar, console
 from es2.report.build import build
 from es2.results.over_refusal import over_refusal

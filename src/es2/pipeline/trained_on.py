@@ -6,7 +6,7 @@ from pathlib import Path
 
 from es2.config import load_recipe
 from es2.errors import Es2Error
-from es2.pipeline.run import fitted_prompts, load_all
+from es2.pipeline.experiment import fitted_prompts, load_all
 from es2.progress import console
 
 

@@ -1,0 +1,155 @@
+"""What the stages of an experiment share: its prompts, its models, their embeddings, its judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+
+from es2.attacks.base import Victim
+from es2.config import Recipe, load_recipe
+from es2.data.fitting import FitPrompts, Splits, fit_prompts, split_three_ways, spread
+from es2.data.sources import load_prompts
+from es2.errors import Es2Error
+from es2.judges.coherence import CalibratedJudge, Limits, calibrate
+from es2.models.loading import ChatModel, load
+from es2.pipeline.folder import RunFolder
+from es2.pipeline.harden import read_states
+from es2.pipeline.leaks import Leak, find_leaks
+from es2.separation.probe import ClassStates
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """All of a run's prompts."""
+
+    harmful: Splits
+    harmless: Splits
+    borderline: Splits
+
+    limit: int | None
+
+    @property
+    def fit(self) -> FitPrompts:
+        """What the defence is fitted on; borderline prompts are among the harmless."""
+        return fit_prompts(self.harmful, self.harmless, self.borderline).at_most(self.limit)
+
+    @property
+    def probe_fit(self) -> FitPrompts:
+        """What layers are chosen and attacks are fitted on: more than the 140 a class of SCAV."""
+        return fit_prompts(self.harmful, self.harmless).at_most(200)
+
+
+def load_all(recipe: Recipe) -> Prompts:
+    """Loads and splits the prompts that a recipe names."""
+    data = recipe.data
+
+    def splits(source: str | None, harmful: bool) -> Splits:
+        if source is None:
+            return Splits([], [], [])
+        read = partial(load_prompts, source, prompt_column=data.prompt_column, harmful=harmful)
+        found = split_three_ways(lambda split: read(split=split), source, recipe.seed)
+        limit = data.test if harmful else data.test_harmless
+        return found if limit is None else replace(found, test=spread(found.test, limit))
+
+    return Prompts(
+        splits(data.harmful, True),
+        splits(data.harmless, False),
+        splits(data.borderline, False),
+        data.train,
+    )
+
+
+def evaluated_prompts(prompts: Prompts) -> dict[str, list[str]]:
+    """What a run measures on, by name."""
+    return _named(prompts, ("test",))
+
+
+def fitted_prompts(prompts: Prompts) -> dict[str, list[str]]:
+    """What a run fits on or chooses by, by name."""
+    return _named(prompts, ("train", "validation"))
+
+
+def _named(prompts: Prompts, splits: Sequence[str]) -> dict[str, list[str]]:
+    found = {}
+    for name in ("harmful", "harmless", "borderline"):
+        for split in splits:
+            texts = [prompt.text for prompt in getattr(getattr(prompts, name), split)]
+            if texts:
+                found[f"{name}:{split}"] = texts
+    return found
+
+
+@dataclass
+class Experiment:
+    """What a run's stages share; models and states are loaded when a stage first needs them."""
+
+    recipe: Recipe
+    folder: RunFolder
+    prompts: Prompts
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The weights' type; None for the device's default."""
+        name = self.recipe.dtype
+        return None if name == "auto" else getattr(torch, name)
+
+    @cached_property
+    def leaks(self) -> list[Leak]:
+        """Test prompts that also stand, exactly or nearly, among those fitted on."""
+        return find_leaks(evaluated_prompts(self.prompts), fitted_prompts(self.prompts))
+
+    @cached_property
+    def base(self) -> ChatModel:
+        """The model before the defence."""
+        return load(self.recipe.model, dtype=self.dtype)
+
+    @cached_property
+    def base_states(self) -> ClassStates:
+        """The base's embeddings of the prompts that layers and attacks are fitted on."""
+        return read_states(self.base, self.prompts.probe_fit)
+
+    @cached_property
+    def defended(self) -> ChatModel:
+        """The model after it, as anyone would load it from the run folder."""
+        adapter = self.folder.path / "adapter"
+        if adapter.is_dir():
+            return load(self.recipe.model, dtype=self.dtype, adapter=adapter)
+        return load(str(self.folder.path / "model"), dtype=self.dtype)
+
+    @property  # not cached: it would keep the base that an adapter has since been attached to
+    def judge(self) -> CalibratedJudge:
+        """The base with its limits of coherence, set once a run from its own harmless answers."""
+        known = self.folder.record.get("judge")
+        if known is None:
+            texts = self.prompts.fit.held_harmless
+            known = asdict(calibrate(self.base, spread(texts, 24)))
+            self.folder.note(judge=known)
+        return CalibratedJudge(self.base, Limits(**known))
+
+    @cached_property
+    def victims(self) -> dict[str, Victim]:
+        """The models to measure, by the name that results give them."""
+        fit = self.prompts.probe_fit
+        return {
+            "base": Victim(self.base, fit, lambda base, fit: self.base_states, self.base),
+            "es2": Victim(self.defended, fit, read_states, self.base),
+        }
+
+
+def reopen(path: Path) -> Experiment:
+    """The experiment that a run folder holds, to measure more of it.
+
+    Raises:
+        Es2Error: if there is no run, or its defence has not been trained.
+    """
+    if not (path / "config.yaml").is_file():
+        raise Es2Error(f"{path}: not a run folder; give one that es2 run has written")
+    recipe = load_recipe(path / "config.yaml")
+    folder = RunFolder.open(path, recipe, resume=True)
+    if not ((path / "adapter").is_dir() or (path / "model").is_dir()):
+        raise Es2Error(f"{path}: holds no hardened model yet; go on with es2 run --resume")
+    return Experiment(recipe, folder, load_all(recipe))

@@ -19,6 +19,7 @@ from es2.models.loading import ChatModel, load
 from es2.pipeline.folder import RunFolder
 from es2.pipeline.harden import read_states
 from es2.pipeline.leaks import Leak, find_leaks
+from es2.results.store import read_json
 from es2.separation.probe import ClassStates
 
 
@@ -148,8 +149,10 @@ def reopen(path: Path) -> Experiment:
     """
     if not (path / "config.yaml").is_file():
         raise Es2Error(f"{path}: not a run folder; give one that es2 run has written")
+    # Settings that a later version added have their defaults; the file stays as it was run.
     recipe = load_recipe(path / "config.yaml")
-    folder = RunFolder.open(path, recipe, resume=True)
+    settings = (path / "config.yaml").read_text(encoding="utf-8")
+    folder = RunFolder(path, settings, read_json(path / "run.json"))
     if not ((path / "adapter").is_dir() or (path / "model").is_dir()):
         raise Es2Error(f"{path}: holds no hardened model yet; go on with es2 run --resume")
     return Experiment(recipe, folder, load_all(recipe))

@@ -14,6 +14,7 @@ COMMANDS = {
     "harden": "harden a chat model: find the layers, separate, validate, save",
     "layers": "show each layer's separability and choose the critical two",
     "attack": "attack a model and judge the answers",
+    "capability": "measure what a model knows, beside its base, on MMLU-Pro, GPQA or your questions",
     "list": "list the attacks there are, with their settings",
     "run": "run a recipe from model to report",
     "report": "write the HTML report of a run again",

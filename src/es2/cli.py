@@ -15,6 +15,8 @@ COMMANDS = {
     "layers": "show each layer's separability and choose the critical two",
     "attack": "attack a model and judge the answers",
     "margin": "push embeddings harder and harder: does meaning break before safety?",
+    "capability": "measure what a model knows, beside its base, on MMLU-Pro, GPQA or your questions",
+    "evaluate": "measure drift, over-refusal, capability and the safety margin of a finished run",
     "list": "list the attacks there are, with their settings",
     "run": "run a recipe from model to report",
     "report": "write the HTML report of a run again",

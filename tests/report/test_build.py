@@ -16,11 +16,17 @@ from es2.report.build import build
 
 SECTIONS = {
     "Finding": None,
+    "Safety margin: does meaning break before safety?": "margin.json",
     "Terms": None,
     "Defence success under attack": None,
     "What the completions were": None,
     "SCAV over P0": None,
     "What it costs": None,
+    "Over-refusal": "over_refusal.json",
+    "Capability": "capability.json",
+    "Drift from the base": "drift.json",
+    "Every comparison, counted together": None,
+    "Leaks": None,
     "Separability, layer by layer": "layers.json",
     "Training": "metrics.jsonl",
     "The prompts in two dimensions": "embeddings.json",
@@ -139,7 +145,7 @@ def test_figures_are_described_and_ids_are_unique(page):
     reader = read(page)
     assert reader.figures_without_words == 0
     assert len(reader.ids) == len(set(reader.ids))
-    assert reader.tags.count("table") == reader.tags.count("caption") == 4
+    assert reader.tags.count("table") == reader.tags.count("caption") == 9
 
 
 def test_harmful_answers_stand_behind_a_second_fold(page):
@@ -159,7 +165,8 @@ def test_missing_file_leaves_its_section_out_and_says_so(run, file):
     page = build(run).read_text(encoding="utf-8")
     assert f"Left out: {file} is not in the run folder." in page
     assert page.count("Left out:") == 1
-    assert read(page).headings == list(SECTIONS)
+    # The headline figure gives up its place where there is none.
+    assert sorted(read(page).headings) == sorted(SECTIONS)
 
 
 def test_results_alone_make_a_page(run):
@@ -207,7 +214,7 @@ def test_facts_of_the_run_are_told(page):
     assert "KL on harmless prompts 0.051 passed 0.05" in page
     assert "5\N{NO-BREAK SPACE}min 20\N{NO-BREAK SPACE}s" in page
     assert "2.5\N{NO-BREAK SPACE}GB" in page
-    assert "2 near copies between fit prompts and attack prompts" in page
+    assert "2 prompts of fit prompts are also in attack prompts (near copies)" in page
     assert "threshold 0.05" in page
 
 

@@ -48,6 +48,11 @@ class ChatTemplate:
         """What was done so that the position after the template is where the answer starts."""
         return self._opening[1]
 
+    @property
+    def opening(self) -> str:
+        """What is written between the generation prompt and the answer: mostly nothing."""
+        return self._opening[0]
+
     @cached_property
     def _opening(self) -> tuple[str, Thinking]:
         """The text to add after the generation prompt, and why."""
@@ -73,7 +78,7 @@ class ChatTemplate:
 
     def render(self, prompt: str) -> str:
         """The templated prompt: the text after which the model answers."""
-        return self._apply(prompt) + self._opening[0]
+        return self._apply(prompt) + self.opening
 
     def encode(self, prompt: str, response: str = "") -> list[int]:
         """Token ids of the templated prompt, then of the start of a response.

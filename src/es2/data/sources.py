@@ -263,7 +263,7 @@ def split_classes(prompts: Sequence[Prompt], where: str) -> tuple[list[Prompt], 
 def _read(source: str, split: str | None) -> tuple[Table, _Meaning]:
     """The rows of a source, and what is known about its columns."""
     if source.startswith("hub:"):
-        address, config = _hub_address(source.removeprefix("hub:"))
+        address, config = hub_address(source.removeprefix("hub:"))
         logger.info("%s: loading %s with datasets", source, address)
         return read_hub(source, address, config, split), _Meaning()
     name, _, named_split = source.partition(":")
@@ -310,7 +310,7 @@ def _read_public(name: str, split: str | None) -> tuple[Table, _Meaning]:
     )
 
 
-def _hub_address(text: str) -> tuple[str, str | None]:
+def hub_address(text: str) -> tuple[str, str | None]:
     """`OWNER/NAME:CONFIG` or a folder, as (address, configuration)."""
     if Path(text).is_dir():
         return text, None

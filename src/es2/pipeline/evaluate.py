@@ -12,14 +12,17 @@ from pathlib import Path
 
 from es2.attacks.push import Push
 from es2.capability.drift import drift
+from es2.capability.lm_eval import load_tasks
 from es2.capability.over_refusal import load_set
 from es2.data.fitting import spread
+from es2.data.questions import fingerprints, own_questions
 from es2.data.sources import Prompt
 from es2.defences.reference import record
 from es2.errors import Es2Error
 from es2.pipeline.asked import check_asked
+from es2.pipeline.capability import Asking, measure_capability
 from es2.pipeline.experiment import Experiment, evaluated_prompts, fitted_prompts
-from es2.pipeline.leaks import check_leaks
+from es2.pipeline.leaks import check_leaks, note
 from es2.pipeline.margin import measure_margins
 from es2.pipeline.over_refusal import measure_over_refusal
 from es2.pipeline.run import write_results
@@ -38,7 +41,10 @@ class Evaluation:
     Attributes:
         sets: over-refusal sets: `borderline`, `xstest`, `or-bench`, or a file with labels.
         answer_tokens: length of an answer to them.
-        limit: at most so many prompts of each half of a set and questions of each task; null for all.
+        questions: a file of questions in MMLU-Pro's format; None for none.
+        gpqa: the user's own copy of GPQA; None for none.
+        tasks: of lm-evaluation-harness.
+        limit: at most so many prompts of each half of a set and items of each task; None for all.
         push: directions and sizes of the safety margin's sweep.
         pushed: test prompts to push.
         force: measure on prompts that were fitted on too; the results say so.
@@ -46,6 +52,9 @@ class Evaluation:
 
     sets: tuple[str, ...] = ("borderline", "xstest")
     answer_tokens: int = 48
+    questions: Path | None = None
+    gpqa: str | None = None
+    tasks: tuple[str, ...] = ()
     limit: int | None = None
     push: Push = field(default_factory=Push)
     pushed: int = 24
@@ -53,7 +62,7 @@ class Evaluation:
 
 
 def evaluate(experiment: Experiment, asked: Evaluation) -> Path:
-    """Measures drift, over-refusal and the safety margin of a run's models; then reports.
+    """Measures drift, over-refusal, capability and the margin of a run's models; then reports.
 
     Returns:
         the run folder.
@@ -80,6 +89,7 @@ def evaluate(experiment: Experiment, asked: Evaluation) -> Path:
     parts: dict[str, Callable[[], None]] = {
         "drift": lambda: drifting(experiment),
         "over-refusal": lambda: refusing(experiment, asked, sets),
+        "capability": lambda: knowing(experiment, asked),
         "margin": lambda: pushing(experiment, asked),
     }
     for name, part in parts.items():
@@ -105,7 +115,8 @@ def drifting(experiment: Experiment) -> None:
         reference = record(experiment.base, texts, tokens, whole_prompt=True, progress=advance)
         moved = drift(experiment.base, experiment.defended, reference)
     write_json(path, asdict(moved))
-    write_results(experiment.folder.path, experiment.recipe, moved)
+    leaks = experiment.folder.record.get("overlap", [])
+    write_results(experiment.folder.path, experiment.recipe, moved, [note(leak) for leak in leaks])
 
 
 def refusing(experiment: Experiment, asked: Evaluation, sets: dict[str, list[Prompt]]) -> None:
@@ -117,6 +128,28 @@ def refusing(experiment: Experiment, asked: Evaluation, sets: dict[str, list[Pro
         for model, victim in experiment.victims.items():
             measure_over_refusal(model, victim.chat, judge, name, prompts, asked.answer_tokens, run)
     write_json(experiment.folder.path / OVER_REFUSAL, over_refusal(read_attempts(run)))
+
+
+def knowing(experiment: Experiment, asked: Evaluation) -> None:
+    """What the models know: `capability.json`. Without tasks and questions there is nothing to do.
+
+    Raises:
+        Es2Error: if the folder holds answers to other questions, or the harness is not installed.
+    """
+    questions = own_questions(asked.questions, asked.gpqa, asked.limit)
+    if not (questions or asked.tasks):
+        return
+    run = experiment.folder.path
+    plan = {"tasks": list(asked.tasks), "files": fingerprints(questions), "limit": asked.limit}
+    check_asked(run / "capability" / "asked.json", plan)
+    measure_capability(
+        {name: name for name in experiment.victims},
+        lambda name: experiment.victims[name].chat,
+        load_tasks(asked.tasks, questions),
+        Asking(asked.limit),
+        run,
+        plan,
+    )
 
 
 def pushing(experiment: Experiment, asked: Evaluation) -> None:

@@ -1,11 +1,16 @@
-"""What a run prints at its end: the table and the report's path, or results.json."""
+"""What a run prints at its end: tables and the report's path, or its results as JSON."""
 
 from __future__ import annotations
 
+import json as jsonlib
 from pathlib import Path
 
 from rich.console import Console
 
+from es2.report.comparisons import comparisons, counted
+from es2.report.formats import difference, name
+from es2.report.margin import margin_table, sentence
+from es2.report.reading import read_run
 from es2.report.table import table
 from es2.results.store import read_results
 
@@ -23,3 +28,35 @@ def show(folder: Path, json: bool) -> None:
     console = Console()
     console.print(table(read_results(folder).model_dump(mode="json")))
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def show_evaluation(folder: Path, json: bool) -> None:
+    """Prints what `es2 evaluate` measured on standard output.
+
+    Args:
+        folder: the run folder.
+        json: the files' contents by their names, and nothing else.
+    """
+    run = read_run(folder)
+    if json:
+        parts = {
+            "drift": run.drift,
+            "over_refusal": run.refusal and run.refusal.model_dump(mode="json"),
+            "capability": run.capability and run.capability.model_dump(mode="json"),
+            "margin": run.margin and run.margin.model_dump(mode="json"),
+            "absent": run.run.get("absent") or {},
+        }
+        print(jsonlib.dumps(parts))
+        return
+    console = Console(highlight=False)
+    if run.margin:
+        console.print(margin_table(run.margin))
+        console.print(sentence(run.margin), soft_wrap=True)
+    console.print("\nCompared with the base, prompt by prompt", style="italic")
+    found = comparisons(run.results, run.refusal, run.capability)
+    for one in found:
+        console.print(
+            f"{name(one.model)}: {one.what}: {difference(one.difference)}", soft_wrap=True
+        )
+    console.print(counted(found), soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -14,10 +14,14 @@ from markupsafe import Markup
 from es2.errors import Es2Error
 from es2.report import figures, formats, margin, panels
 from es2.report.change import Change
+from es2.report.comparisons import comparisons, counted
+from es2.report.evaluation import drift_rows, leaks, refusal_sets
 from es2.report.finding import findings
 from es2.report.reading import RunFolder, attacks, models, number, read_run
 from es2.report.samples import sample, visible
+from es2.results.capability import CapabilityResults
 from es2.results.margin import Margins
+from es2.results.over_refusal import OverRefusal
 from es2.results.schema import Dsr, Results
 
 REPORT = "report.html"
@@ -56,12 +60,15 @@ def render(folder: RunFolder, title: str) -> str:
     )
     results = folder.results
     measured = models(results)
-    looks = figures.looks(list(measured))
+    parts = (measured, *(part.models for part in _measured(folder)))
+    looks = figures.looks(list(dict.fromkeys(key for part in parts for key in part)))
+    compared = comparisons(results, folder.refusal, folder.capability)
     shown = {
         "number": number,
         "name": formats.name,
         "percent": formats.percent,
         "interval": formats.interval,
+        "signed": formats.signed,
         "decimal": formats.decimal,
         "duration": formats.duration,
         "memory": formats.memory,
@@ -84,6 +91,13 @@ def render(folder: RunFolder, title: str) -> str:
         key_figures=[*margin_figures(folder.margin), *key_figures(results)],
         margin=margin.figure(folder.margin) if folder.margin else None,
         margin_finding=margin.sentence(folder.margin) if folder.margin else "",
+        refusal_rows=refusal_sets(folder.refusal),
+        capability=folder.capability,
+        drift_rows=drift_rows(folder.drift),
+        comparisons=compared,
+        counted=counted(compared),
+        leaks=leaks(folder.run),
+        absent_sets=folder.run.get("absent") or {},
         sweep=panels.sweep(results),
         separability=panels.separability(folder.layers, looks),
         training=panels.training(folder),
@@ -104,6 +118,11 @@ class KeyFigure:
     before: str
     after: str
     note: str
+
+
+def _measured(folder: RunFolder) -> list[Margins | OverRefusal | CapabilityResults]:
+    """What `es2 evaluate` has measured."""
+    return [part for part in (folder.margin, folder.refusal, folder.capability) if part]
 
 
 def key_figures(results: Results) -> list[KeyFigure]:

@@ -1,4 +1,4 @@
-"""Every comparison of a defended model with the base, in one family: what holds when all are counted."""
+"""Every comparison of a defended model with the base, as one family: what holds of it."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ def _words(key: str, attacks: Mapping[str, object]) -> str:
     """Such as `SCAV, published settings, judged DSR`, for a key of `DefenceResult.changes`."""
     attack, _, rest = key.partition(" ")
     if attack not in attacks:
-        return key.replace("harmless ", "harmless prompts ").replace("borderline ", "borderline prompts ")
+        return key.replace("harmless ", "harmless prompts ").replace(
+            "borderline ", "borderline prompts "
+        )
     where = "published settings, " if rest.startswith("published") else ""
     return f"{name(attack)}, {where}{rest.removeprefix('published ')} DSR"

@@ -46,7 +46,10 @@ def refusal_sets(found: OverRefusal | None) -> list[RefusalSet]:
     """Set by set what the models declined."""
     models = dict(found.models) if found else {}
     names = dict.fromkeys(name for sets in models.values() for name in sets)
-    return [_set(name, {model: of[name] for model, of in models.items() if name in of}) for name in names]
+    return [
+        _set(name, {model: of[name] for model, of in models.items() if name in of})
+        for name in names
+    ]
 
 
 def _set(name: str, by_model: Mapping[str, Mapping[HalfName, Any]]) -> RefusalSet:
@@ -58,7 +61,9 @@ def _set(name: str, by_model: Mapping[str, Mapping[HalfName, Any]]) -> RefusalSe
             continue
         halves[half] = dict(known)
         for category in dict.fromkeys(c for of in known.values() for c in of.categories):
-            counts = {m: of.categories[category] for m, of in known.items() if category in of.categories}
+            counts = {
+                m: of.categories[category] for m, of in known.items() if category in of.categories
+            }
             declined = {model: counted.rates["declined"] for model, counted in counts.items()}
             rows.append(CategoryRow(category, half, declined, max(c.n for c in counts.values())))
     return RefusalSet(name, list(by_model), halves, rows)
@@ -66,4 +71,18 @@ def _set(name: str, by_model: Mapping[str, Mapping[HalfName, Any]]) -> RefusalSe
 
 def drift_rows(drift: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The spans that were measured, in the order of the text."""
-    return [(label, drift[key]) for key, label in SPANS.items() if isinstance(drift.get(key), Mapping)]
+    return [
+        (label, drift[key]) for key, label in SPANS.items() if isinstance(drift.get(key), Mapping)
+    ]
+
+
+def leaks(run: Mapping[str, Any]) -> list[str] | None:
+    """What was found of prompts both measured and fitted on; None if nobody looked."""
+    found = run.get("overlap")
+    if not isinstance(found, list):
+        return None
+    return [
+        f"{leak.get('count')} prompts of {leak.get('a')} are also in {leak.get('b')} "
+        f"({leak.get('kind')})"
+        for leak in found
+    ]

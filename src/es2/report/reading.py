@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from es2.errors import Es2Error
+from es2.results.capability import CapabilityResults
 from es2.results.margin import Margins
+from es2.results.over_refusal import OverRefusal
 from es2.results.rates import Rate
 from es2.results.schema import DefenceResult, Dsr, Results
 from es2.results.store import read_results
@@ -37,7 +39,10 @@ class RunFolder:
         metrics: one mapping a training step.
         embeddings: 2-D projections.
         attempts: every prompt and completion with its judgement.
-        margin: the safety margins; None if they were not measured.
+        drift: how far the defended model has moved.
+        margin: the safety margins; None if they were not measured, as are the next two.
+        refusal: over-refusal.
+        capability: what the models know.
         absent: why a file's part of the report is left out, by the file's name.
     """
 
@@ -49,7 +54,10 @@ class RunFolder:
     metrics: list[dict[str, Any]]
     embeddings: Mapping[str, Any]
     attempts: list[dict[str, Any]]
+    drift: Mapping[str, Any]
     margin: Margins | None
+    refusal: OverRefusal | None
+    capability: CapabilityResults | None
     absent: Mapping[str, str]
 
 
@@ -72,7 +80,10 @@ def read_run(run: Path) -> RunFolder:
         metrics=_optional_lines(run / "metrics.jsonl", absent),
         embeddings=_optional_json(run / "embeddings.json", absent),
         attempts=_optional_lines(run / "attempts.jsonl", absent),
+        drift=_optional_json(run / "drift.json", absent),
         margin=_optional_model(run / "margin.json", Margins, absent),
+        refusal=_optional_model(run / "over_refusal.json", OverRefusal, absent),
+        capability=_optional_model(run / "capability.json", CapabilityResults, absent),
         absent=absent,
     )
 

@@ -48,7 +48,12 @@ def attempt_record(
 
 
 def append_attempts(run: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Adds records to the run's `attempts.jsonl`; on return they are on the disk.
+    """Adds records to the run's `attempts.jsonl`, as `append_records`."""
+    append_records(run / ATTEMPTS, records)
+
+
+def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Adds records to a JSONL file; on return they are on the disk.
 
     A line that an earlier kill left unfinished is removed first. If not all fit, none is written.
 
@@ -56,9 +61,9 @@ def append_attempts(run: Path, records: Iterable[Mapping[str, Any]]) -> None:
         Es2Error: if the disk is full or the folder cannot be written.
     """
     lines = b"".join(_line(record) for record in records)
-    with _writing(run):
-        run.mkdir(parents=True, exist_ok=True)
-        with (run / ATTEMPTS).open("a+b") as file:
+    with _writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
             end = _finished(file)
             file.truncate(end)
             try:
@@ -72,14 +77,18 @@ def append_attempts(run: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_attempts(run: Path) -> list[dict[str, Any]]:
-    """The records of the run's `attempts.jsonl`, in order; none if there is no such file yet.
+    """The records of the run's `attempts.jsonl`, as `read_records`."""
+    return read_records(run / ATTEMPTS)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file, in order; none if there is no such file yet.
 
     A last line that a kill left unfinished is dropped, and cut off the file.
 
     Raises:
         Es2Error: if a whole line is damaged or the file cannot be read.
     """
-    path = run / ATTEMPTS
     try:
         data = path.read_bytes()
     except FileNotFoundError:

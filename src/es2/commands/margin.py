@@ -11,7 +11,7 @@ from rich.console import Console
 
 from es2.attacks import Victim
 from es2.attacks.push import Push
-from es2.commands.attack import parse
+from es2.commands.attack import fitted_on, parse
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.config import make_attacks
 from es2.data.fitting import spread
@@ -20,7 +20,9 @@ from es2.errors import Es2Error
 from es2.models.loading import adapter_base
 from es2.pipeline.asked import noted
 from es2.pipeline.attack import judge_of
+from es2.pipeline.leaks import check_leaks
 from es2.pipeline.margin import measure_margins
+from es2.pipeline.trained_on import trained_on
 from es2.report.margin import margin_table
 from es2.results.margin import Margins
 
@@ -37,6 +39,7 @@ def margin(
     dtype: Dtype = "auto",
     device: str | None = None,
     resume: bool = False,
+    force: bool = False,
     json: bool = False,
 ) -> None:
     """Sweeps the size of perturbations along SCAV's, RepE's and random directions, on both models.
@@ -56,6 +59,7 @@ def margin(
         dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
         device: default the accelerator if there is one.
         resume: go on with the sweep that is in --out.
+        force: push prompts that the model or the directions were fitted on.
         json: print the margins as JSON on standard output, and nothing else.
     """
     if out is not None and (out / "push.json").is_file() and not resume:
@@ -64,6 +68,8 @@ def margin(
     assert isinstance(push, Push)
     found = load_prompts(prompts, prompt_column=fit.prompt_column, seed=seed)
     aimed, to_fit = spread(found, limit), fit.load(seed)
+    texts = [prompt.text for prompt in aimed]
+    leaks = check_leaks({prompts: texts}, trained_on(model) | fitted_on(to_fit), force)
     if base is None and (Path(model) / "adapter_config.json").is_file():
         base = adapter_base(Path(model))
     asked = {
@@ -73,6 +79,7 @@ def margin(
         "prompts": [prompt.id for prompt in aimed],
         "fit": asdict(fit),
         "dtype": dtype,
+        "overlap": leaks,
     }
     chat = load_model(model, dtype, device)
     undefended = chat if base is None else load_model(base, dtype, device)

@@ -1,0 +1,107 @@
+"""`es2 evaluate` on a finished run of a tiny model, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from es2.pipeline import experiment
+from invented import questions_file
+from small import Workplace, contents, write_prompts
+
+QUICK = ("--answer-tokens", 3, "--pushed", 2, "--push", "norms=[0.1]", "min_accuracy=0.5")
+
+
+@pytest.fixture
+def run(finished: Workplace, tmp_path: Path) -> Path:
+    """A finished run of one's own."""
+    return Path(shutil.copytree(finished.path / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """An over-refusal set of four safe and four unsafe prompts."""
+    path = tmp_path / "own.jsonl"
+    rows = [
+        {"prompt": f"{word} the kite {n}", "label": label, "category": f"kites {n % 2}"}
+        for word, label in (("Fly", "safe"), ("Cut", "unsafe"))
+        for n in range(4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_every_part_is_measured_on_base_and_defended(
+    finished: Workplace, run: Path, labelled: Path, tmp_path: Path
+) -> None:
+    questions = questions_file(tmp_path / "boats.jsonl")
+    asked = ["evaluate", "--run", run, "--sets", labelled, "--questions", questions, *QUICK]
+    done = finished(*asked, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    for part in ("over_refusal", "capability", "margin"):
+        assert found[part] == json.loads((run / f"{part}.json").read_text())
+    assert set(found["drift"]) == {"prompt", "first", "opening", "response"}
+    for half in ("safe", "unsafe"):
+        for model in ("base", "es2"):
+            assert found["over_refusal"]["models"][model]["own"][half]["n"] == 4
+        assert found["over_refusal"]["changes"]["es2"]["own"][half]["declined"]["n"] == 4
+    assert found["capability"]["benchmarks"]["boats"]["differences"]["es2"]["n"] == 12
+    assert found["margin"]["models"]["es2"]["scav"]["gain"] is not None
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Left out" not in page
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    assert {"evaluate: margin", "evaluate: over-refusal", "evaluate: capability"} <= stages.keys()
+
+    before = {name: data for name, data in contents(run).items() if name.endswith(".jsonl")}
+    again = finished(*asked)
+    assert again.code == 0, again.err
+    assert {name: data for name, data in contents(run).items() if name.endswith(".jsonl")} == before
+    for word in ("half complied", "own, safe prompts declined", "boats, accuracy", "comparisons"):
+        assert word in again.out
+
+
+def test_a_set_that_cannot_be_had_leaves_its_place_empty_and_says_why(
+    finished: Workplace, run: Path, tmp_path: Path
+) -> None:
+    done = finished("evaluate", "--run", run, "--sets", tmp_path / "none.csv", *QUICK, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert "none.csv" in found["absent"][str(tmp_path / "none.csv")]
+    assert found["over_refusal"]["models"] == {}
+    assert "Not measured" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_set_that_was_trained_on_is_refused_unless_forced(
+    finished: Workplace, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = [json.loads(line)["prompt"] for line in finished.prompts("harmless").open()]
+    path = write_prompts(tmp_path / "leak.jsonl", [])
+    rows = [{"prompt": prompt, "label": "safe"} for prompt in trained]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = contents(run)
+    asked = ["evaluate", "--run", run, "--sets", path, *QUICK]
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "load", pytest.fail)  # refused before any model is loaded
+        complaint = finished(*asked).complaint
+    assert "leak: " in complaint and "harmless:train" in complaint and "--force" in complaint
+    assert contents(run) == before
+    forced = finished(*asked, "--force", "--json")
+    assert forced.code == 0, forced.err
+    assert "harmless:train" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_only_a_finished_run_is_evaluated(finished: Workplace, tmp_path: Path) -> None:
+    assert "not a run folder" in finished("evaluate", "--run", tmp_path).complaint
+    (tmp_path / "config.yaml").write_text((finished.path / "run" / "config.yaml").read_text())
+    assert "run.json" in finished("evaluate", "--run", tmp_path).complaint
+
+
+def test_other_settings_are_not_mixed_into_a_sweep(finished: Workplace, run: Path) -> None:
+    asked = ["evaluate", "--run", run, "--sets", "none.csv", *QUICK]
+    assert finished(*asked).code == 0
+    other = finished(*asked[:-2], "norms=[0.2]", "min_accuracy=0.5")
+    assert "other settings" in other.complaint

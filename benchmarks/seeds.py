@@ -9,7 +9,7 @@ where it is not whole, and gives one column of the table that docs/results.md sh
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +17,28 @@ from es2.config import load_recipe
 from es2.pipeline.run import run
 from es2.results.rates import Rate
 from es2.results.schema import DefenceResult, Dsr
+from es2.results.seeds import over_seeds
 from es2.results.store import read_json, read_results
 
-Cell = Callable[[DefenceResult], str]
+Measure = Callable[[DefenceResult], Rate | float | None]
 
 
-def share(rate: Rate | None) -> str:
-    """In per cent, with its interval."""
-    if rate is None:
+def cell(value: Rate | float | None) -> str:
+    """A rate in per cent with its interval, a number as it is."""
+    if isinstance(value, Rate):
+        return f"{value.rate:.0%} ({value.low:.0%}-{value.high:.0%})".replace("%", "")
+    return "-" if value is None else f"{value:.3f}"
+
+
+def spread(values: Sequence[Rate | float | None]) -> str:
+    """The mean over training seeds, the lowest and the highest, and the standard deviation."""
+    known = [v.rate if isinstance(v, Rate) else v for v in values if v is not None]
+    if len(known) < 2:
         return "-"
-    return f"{rate.rate:.0%} ({rate.low:.0%}-{rate.high:.0%})".replace("%", "")
+    found, percent = over_seeds(known), any(isinstance(value, Rate) for value in values)
+    digits, scale = (0, 100) if percent else (3, 1)
+    mean, low, high = (f"{scale * v:.{digits}f}" for v in (found.mean, found.low, found.high))
+    return f"{mean} ({low}-{high}), sd {scale * (found.deviation or 0):.{digits + 1}f}"
 
 
 def published(of: DefenceResult) -> Dsr:
@@ -36,18 +48,18 @@ def published(of: DefenceResult) -> Dsr:
     return found.dsr
 
 
-ROWS: dict[str, Cell] = {
-    "SCAV, published P0 (worse): keyword DSR": lambda of: share(published(of).keyword),
-    "SCAV, published P0 (worse): judged DSR": lambda of: share(published(of).judged),
-    "SCAV, attacker's best P0: keyword DSR": lambda of: share(of.attacks["scav"].dsr.keyword),
-    "SCAV, attacker's best P0: judged DSR": lambda of: share(of.attacks["scav"].dsr.judged),
-    "direct: keyword DSR": lambda of: share(of.attacks["direct"].dsr.keyword),
-    "direct: incoherent": lambda of: f"{100 * of.attacks['direct'].verdicts['incoherent']:.0f}",
-    "harmless refused": lambda of: share(of.cost.over_refusal),
-    "harmless incoherent": lambda of: share(of.cost.incoherent),
-    "borderline refused": lambda of: share(of.cost.borderline_refusal),
-    "held-out KL, nats": lambda of: f"{of.cost.kl or 0.0:.3f}",
-    "perplexity ratio": lambda of: f"{of.cost.perplexity_ratio or 1.0:.3f}",
+ROWS: dict[str, Measure] = {
+    "SCAV, published P0 (worse): keyword DSR": lambda of: published(of).keyword,
+    "SCAV, published P0 (worse): judged DSR": lambda of: published(of).judged,
+    "SCAV, attacker's best P0: keyword DSR": lambda of: of.attacks["scav"].dsr.keyword,
+    "SCAV, attacker's best P0: judged DSR": lambda of: of.attacks["scav"].dsr.judged,
+    "direct: keyword DSR": lambda of: of.attacks["direct"].dsr.keyword,
+    "direct: incoherent, share": lambda of: of.attacks["direct"].verdicts["incoherent"],
+    "harmless refused": lambda of: of.cost.over_refusal,
+    "harmless incoherent": lambda of: of.cost.incoherent,
+    "borderline refused": lambda of: of.cost.borderline_refusal,
+    "held-out KL, nats": lambda of: of.cost.kl,
+    "perplexity ratio": lambda of: of.cost.perplexity_ratio,
 }
 
 
@@ -64,19 +76,20 @@ def main() -> None:
         folders.append(run(replace(recipe, seed=seed), Path("runs") / name, resume=True))
     results = [read_results(folder).defences for folder in folders]
 
-    columns = ["base", *(f"es2, seed {seed}" for seed in options.seeds)]
+    columns = ["base", *(f"es2, seed {seed}" for seed in options.seeds), "es2, over seeds"]
     print(f"| % (95 % interval) | {' | '.join(columns)} |")
     print("|---" * (len(columns) + 1) + "|")
-    for title, cell in ROWS.items():
-        cells = [cell(results[0]["base"]), *(cell(found["es2"]) for found in results)]
+    for title, measure in ROWS.items():
+        values = [measure(found["es2"]) for found in results]
+        cells = [cell(measure(results[0]["base"])), *map(cell, values), spread(values)]
         print(f"| {title} | {' | '.join(cells)} |")
     records = [read_json(folder / "run.json") for folder in folders]
     stages = [record["stages"].values() for record in records]
     minutes = [sum(stage["seconds"] for stage in found) / 60 for found in stages]
     peaks = [max(stage["peak_memory_mb"] for stage in found) / 1000 for found in stages]
-    print(f"| step kept | | {' | '.join(str(record['best_step']) for record in records)} |")
-    print(f"| minutes | | {' | '.join(f'{m:.1f}' for m in minutes)} |")
-    print(f"| peak memory, GB | | {' | '.join(f'{p:.1f}' for p in peaks)} |")
+    print(f"| step kept | | {' | '.join(str(record['best_step']) for record in records)} | |")
+    print(f"| minutes | | {' | '.join(f'{m:.1f}' for m in minutes)} | |")
+    print(f"| peak memory, GB | | {' | '.join(f'{p:.1f}' for p in peaks)} | |")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from es2.models.loading import ChatModel as ChatModel
     from es2.models.loading import load as load
     from es2.pipeline.attack import attack as attack
+    from es2.pipeline.evaluate import Evaluation as Evaluation
+    from es2.pipeline.evaluate import evaluate as evaluate
+    from es2.pipeline.experiment import reopen as reopen
     from es2.pipeline.harden import Guard as Guard
     from es2.pipeline.harden import Hardened as Hardened
     from es2.pipeline.harden import harden as harden
@@ -46,6 +49,7 @@ _HOMES = {
     "Direct": "es2.attacks",
     "Es2": "es2.defences.es2",
     "Es2Error": "es2.errors",
+    "Evaluation": "es2.pipeline.evaluate",
     "FitPrompts": "es2.data.fitting",
     "Guard": "es2.pipeline.harden",
     "Hardened": "es2.pipeline.harden",
@@ -54,10 +58,12 @@ _HOMES = {
     "TrainSettings": "es2.defences.trainer",
     "Victim": "es2.attacks",
     "attack": "es2.pipeline.attack",
+    "evaluate": "es2.pipeline.evaluate",
     "harden": "es2.pipeline.harden",
     "judge": "es2.judges.coherence",
     "load": "es2.models.loading",
     "load_prompts": "es2.data.sources",
+    "reopen": "es2.pipeline.experiment",
     "run": "es2.pipeline.run",
 }
 

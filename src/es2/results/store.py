@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from es2.attacks.base import Attempt
 from es2.errors import Es2Error
@@ -24,6 +24,7 @@ ATTEMPTS = "attempts.jsonl"
 RESULTS = "results.json"
 
 Kind = Literal["attack", "harmless", "borderline"]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def attempt_record(
@@ -46,7 +47,17 @@ def attempt_record(
 
 
 def append_attempts(run: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Adds records to the run's `attempts.jsonl`; on return they are on the disk.
+    """Adds records to the run's `attempts.jsonl`, see `append_records`."""
+    append_records(run / ATTEMPTS, records)
+
+
+def read_attempts(run: Path) -> list[dict[str, Any]]:
+    """The records of the run's `attempts.jsonl`, see `read_records`."""
+    return read_records(run / ATTEMPTS)
+
+
+def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Adds records to a JSONL file, a line each; on return they are on the disk.
 
     A line that an earlier kill left unfinished is removed first. If not all fit, none is written.
 
@@ -54,9 +65,9 @@ def append_attempts(run: Path, records: Iterable[Mapping[str, Any]]) -> None:
         Es2Error: if the disk is full or the folder cannot be written.
     """
     lines = b"".join(_line(record) for record in records)
-    with _writing(run):
-        run.mkdir(parents=True, exist_ok=True)
-        with (run / ATTEMPTS).open("a+b") as file:
+    with _writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
             end = _finished(file)
             file.truncate(end)
             try:
@@ -69,15 +80,14 @@ def append_attempts(run: Path, records: Iterable[Mapping[str, Any]]) -> None:
                 raise
 
 
-def read_attempts(run: Path) -> list[dict[str, Any]]:
-    """The records of the run's `attempts.jsonl`, in order; none if there is no such file yet.
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file, in order; none if there is no such file yet.
 
     A last line that a kill left unfinished is dropped, and cut off the file.
 
     Raises:
         Es2Error: if a whole line is damaged or the file cannot be read.
     """
-    path = run / ATTEMPTS
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -98,12 +108,12 @@ def write_json(path: Path, value: Any) -> None:
 
     Args:
         path: where to.
-        value: plain data or a `Results`; numbers that are not finite become null.
+        value: plain data or a model such as `Results`; numbers that are not finite become null.
 
     Raises:
         Es2Error: if the disk is full or the folder cannot be written.
     """
-    plain = value.model_dump(mode="json") if isinstance(value, Results) else value
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     write_text(path, json.dumps(_finite(plain), indent=2, allow_nan=False) + "\n")
 
 
@@ -153,10 +163,18 @@ def read_results(run: Path) -> Results:
     Raises:
         Es2Error: if it is missing, damaged or of another version.
     """
-    path = run / RESULTS
+    return read_model(run / RESULTS, Results)
+
+
+def read_model(path: Path, kind: type[Model]) -> Model:
+    """A JSON file's contents as a model, checked.
+
+    Raises:
+        Es2Error: if it is missing, damaged or of another version.
+    """
     data = read_json(path)
     try:
-        return Results.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -14,7 +14,8 @@ COMMANDS = {
     "harden": "harden a chat model: find the layers, separate, validate, save",
     "layers": "show each layer's separability and choose the critical two",
     "attack": "attack a model and judge the answers",
-    "list": "list the attacks there are, with their settings",
+    "judge": "let several judges read a run's answers, and compare them",
+    "list": "list the attacks and the judges there are",
     "run": "run a recipe from model to report",
     "report": "write the HTML report of a run again",
 }

@@ -11,15 +11,19 @@ from rich.table import Table
 
 from es2.attacks import ATTACKS, Attack
 from es2.config import make_attacks
+from es2.judges import JUDGES
 
 
-def listed(kind: Literal["attacks"], json: bool = False) -> None:
-    """Names attacks, what each touches, and its settings with their defaults.
+def listed(kind: Literal["attacks", "judges"], json: bool = False) -> None:
+    """Names attacks with what each touches and its settings, or judges with what each needs.
 
     Args:
         kind: what to list.
         json: print JSON on standard output, and nothing else.
     """
+    if kind == "judges":
+        _judges(json)
+        return
     found = make_attacks({name: {} for name in sorted(ATTACKS)})
     if json:
         print(jsonlib.dumps([_record(attack) for attack in found]))
@@ -41,8 +45,25 @@ def _record(attack: Attack) -> dict[str, object]:
     }
 
 
+def _judges(json: bool) -> None:
+    rows = [(name, getattr(JUDGES[name], "needs", ""), JUDGES[name]) for name in sorted(JUDGES)]
+    if json:
+        named = [{"name": name, "needs": needs, "what": _first(of)} for name, needs, of in rows]
+        print(jsonlib.dumps(named))
+        return
+    table = Table("judge", "needs", "what it does", box=None, pad_edge=False)
+    for name, needs, of in rows:
+        table.add_row(name, needs, _first(of))
+    Console().print(table)
+
+
 def _what(attack: Attack) -> str:
-    return (type(attack).__doc__ or "").strip().partition("\n")[0]
+    return _first(type(attack))
+
+
+def _first(of: type) -> str:
+    """The first line of a class's docstring."""
+    return (of.__doc__ or "").strip().partition("\n")[0]
 
 
 def main(argv: list[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 Verdict = Literal["refused", "incoherent", "complied"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -18,16 +18,34 @@ VERSION = "rules-1"
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a judge's output comes to, once it is read.
+
+    Attributes:
+        harmful: whether the attacker got what the prompt asks for.
+        verdict: refused, incoherent or complied; None where the judge does not tell. A harm
+            classifier that finds no harm has seen a refusal or babble, and does not say which.
+        score: how harmful it finds the completion, 0 to 1, where it tells.
+    """
+
+    harmful: bool
+    verdict: Verdict | None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
 class Opinion:
     """What one judge makes of one completion.
 
     Attributes:
         judge: its name.
         version: of the judge, its model or its rubric.
-        verdict: refused, incoherent or complied; None where it gave none that could be read.
+        verdict: refused, incoherent or complied; None where it does not tell, or there is no reading.
         score: how harmful it finds the completion, 0 to 1, where it tells.
         raw: what it put out, word for word.
-        error: why there is no verdict; None where there is one.
+        error: why there is no reading; None where there is one.
+        harmful: whether the attacker got what the prompt asks for; None where there is no reading.
+            A judge's DSR is the share of completions that it finds not harmful.
     """
 
     judge: str
@@ -36,8 +54,10 @@ class Opinion:
     score: float | None = None
     raw: str = ""
     error: str | None = None
+    harmful: bool | None = None
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Anything that has an opinion of completions."""
 
@@ -65,6 +85,23 @@ class Judge(Protocol):
             progress: called with the number of completions judged.
         """
         ...
+
+
+def opinion(judge: Judge, reading: Reading, raw: str = "") -> Opinion:
+    """A judge's opinion from what its output comes to."""
+    return Opinion(
+        judge=judge.name,
+        version=judge.version,
+        verdict=reading.verdict,
+        score=reading.score,
+        raw=raw,
+        harmful=reading.harmful,
+    )
+
+
+def no_opinion(judge: Judge, why: str, raw: str = "") -> Opinion:
+    """A judge's record that it has none, and why; `raw` is what could not be read, if anything."""
+    return Opinion(judge.name, judge.version, None, raw=raw, error=" ".join(why.split()))
 
 
 @dataclass(frozen=True)

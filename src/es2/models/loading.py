@@ -93,6 +93,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | None = None,
     adapter: str | Path | None = None,
+    template: str | None = None,
 ) -> ChatModel:
     """Loads a chat model, ready to be measured.
 
@@ -102,6 +103,7 @@ def load(
         dtype: weights' type; default float32 on CPU, bfloat16 on an accelerator.
         device: default the accelerator if there is one.
         adapter: a PEFT adapter folder to merge into the model.
+        template: a chat template for a model whose tokenizer has none, such as a classifier.
 
     Raises:
         Es2Error: if there is no such model, it has no chat template, or an adapter is damaged.
@@ -118,6 +120,7 @@ def load(
     weights: dict[str, Any]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer.chat_template = tokenizer.chat_template or template
         # Before the weights: a base model is turned away without a long download.
         ChatTemplate(tokenizer, name)
         config = AutoConfig.from_pretrained(source)

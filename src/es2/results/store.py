@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,6 +26,8 @@ RESULTS = "results.json"
 Kind = Literal["attack", "harmless", "borderline", "safe", "unsafe"]
 """What a prompt is: under attack; to be answered, though it may look harmful; or of the half of an
 over-refusal set that deserves an answer, or the half that does not."""
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def attempt_record(
@@ -48,12 +50,17 @@ def attempt_record(
 
 
 def append_attempts(run: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Adds records to the run's `attempts.jsonl`, as `append_records`."""
+    """Adds records to the run's `attempts.jsonl`, see `append_records`."""
     append_records(run / ATTEMPTS, records)
 
 
+def read_attempts(run: Path) -> list[dict[str, Any]]:
+    """The records of the run's `attempts.jsonl`, see `read_records`."""
+    return read_records(run / ATTEMPTS)
+
+
 def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Adds records to a JSONL file; on return they are on the disk.
+    """Adds records to a JSONL file, a line each; on return they are on the disk.
 
     A line that an earlier kill left unfinished is removed first. If not all fit, none is written.
 
@@ -74,11 +81,6 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
                 with contextlib.suppress(OSError):
                     os.ftruncate(file.fileno(), end)
                 raise
-
-
-def read_attempts(run: Path) -> list[dict[str, Any]]:
-    """The records of the run's `attempts.jsonl`, as `read_records`."""
-    return read_records(run / ATTEMPTS)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -109,7 +111,7 @@ def write_json(path: Path, value: Any) -> None:
 
     Args:
         path: where to.
-        value: plain data or a pydantic model; numbers that are not finite become null.
+        value: plain data or a model such as `Results`; numbers that are not finite become null.
 
     Raises:
         Es2Error: if the disk is full or the folder cannot be written.
@@ -164,10 +166,18 @@ def read_results(run: Path) -> Results:
     Raises:
         Es2Error: if it is missing, damaged or of another version.
     """
-    path = run / RESULTS
+    return read_model(run / RESULTS, Results)
+
+
+def read_model(path: Path, kind: type[Model]) -> Model:
+    """A JSON file's contents as a model, checked.
+
+    Raises:
+        Es2Error: if it is missing, damaged or of another version.
+    """
     data = read_json(path)
     try:
-        return Results.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

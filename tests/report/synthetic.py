@@ -11,8 +11,10 @@ from typing import Any
 
 from es2.results.capability import CapabilityResults, benchmark_result
 from es2.results.margin import margins
+from es2.results.opinions import Spending, attempt_key
 from es2.results.over_refusal import over_refusal
 from es2.results.paired import paired_difference
+from es2.results.panel import panel
 
 P0 = (0.05, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 KEYWORD = {"base": (60, 40, 15, 15, 10, 5), "es2": (90, 90, 85, 85, 80, 75)}
@@ -304,6 +306,29 @@ def capability() -> dict[str, Any]:
     return found.model_dump(mode="json")
 
 
+def judges() -> dict[str, Any]:
+    """Two judges of three completions, one of which the second could not read."""
+    lines = [
+        {
+            "judge": judge,
+            "version": "1",
+            "defence": "es2",
+            "kind": "attack",
+            "attack": "scav",
+            "setting": "p0=0.1",
+            "prompt_id": f"p-{place}",
+            "completion": "0" * 16,
+            "harmful": harmful,
+            "score": None,
+            "error": None if harmful is not None else "no <answer>",
+        }
+        for judge, found in (("rules", (True, False, False)), ("<other>", (True, True, None)))
+        for place, harmful in enumerate(found)
+    ]
+    keys = {attempt_key(line) for line in lines}
+    return panel(lines, keys, Spending()).model_dump(mode="json")
+
+
 def drift() -> dict[str, Any]:
     span = {"kl": 0.012, "agreement": 0.97, "perplexity_ratio": 1.02, "positions": 800}
     return {name: span for name in ("prompt", "first", "opening", "response")}
@@ -338,6 +363,7 @@ def write_run(run: Path) -> Path:
     (run / "margin.json").write_text(json.dumps(margin()))
     (run / "over_refusal.json").write_text(json.dumps(refusal()))
     (run / "capability.json").write_text(json.dumps(capability()))
+    (run / "judges.json").write_text(json.dumps(judges()))
     (run / "drift.json").write_text(json.dumps(drift()))
     for name, lines in (("metrics", metrics()), ("attempts", attempts())):
         (run / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

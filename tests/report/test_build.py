@@ -25,6 +25,7 @@ SECTIONS = {
     "Over-refusal": "over_refusal.json",
     "Capability": "capability.json",
     "Drift from the base": "drift.json",
+    "Other judges": "judges.json",
     "Every comparison, counted together": None,
     "Leaks": None,
     "Separability, layer by layer": "layers.json",
@@ -145,7 +146,7 @@ def test_figures_are_described_and_ids_are_unique(page):
     reader = read(page)
     assert reader.figures_without_words == 0
     assert len(reader.ids) == len(set(reader.ids))
-    assert reader.tags.count("table") == reader.tags.count("caption") == 9
+    assert reader.tags.count("table") == reader.tags.count("caption") == 11
 
 
 def test_harmful_answers_stand_behind_a_second_fold(page):

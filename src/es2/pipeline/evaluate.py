@@ -19,19 +19,26 @@ from es2.data.questions import fingerprints, own_questions
 from es2.data.sources import Prompt
 from es2.defences.reference import record
 from es2.errors import Es2Error
+from es2.judges import Means, make_all
+from es2.judges.refusal import KEYWORDS
 from es2.pipeline.asked import check_asked
 from es2.pipeline.capability import Asking, measure_capability
 from es2.pipeline.experiment import Experiment, evaluated_prompts, fitted_prompts
+from es2.pipeline.judging import judge_run
 from es2.pipeline.leaks import check_leaks, note
 from es2.pipeline.margin import measure_margins
 from es2.pipeline.over_refusal import measure_over_refusal
 from es2.pipeline.run import write_results
 from es2.progress import bar, console
 from es2.report.build import build
+from es2.results.answers import AnswerFile
 from es2.results.over_refusal import over_refusal
 from es2.results.store import read_attempts, read_json, write_json
 
 OVER_REFUSAL = "over_refusal.json"
+
+OFFLINE = ("rules", "refusal", *(f"keywords:{name}" for name in KEYWORDS))
+"""Judges that need nothing but the run."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ def evaluate(experiment: Experiment, asked: Evaluation) -> Path:
         "drift": lambda: drifting(experiment),
         "over-refusal": lambda: refusing(experiment, asked, sets),
         "capability": lambda: knowing(experiment, asked),
+        "judges": lambda: judging(experiment),
         "margin": lambda: pushing(experiment, asked),
     }
     for name, part in parts.items():
@@ -150,6 +158,13 @@ def knowing(experiment: Experiment, asked: Evaluation) -> None:
         run,
         plan,
     )
+
+
+def judging(experiment: Experiment) -> None:
+    """Other readings of the attacks' attempts that need no further model: `judges.json`."""
+    run = experiment.folder.path
+    means = Means(coherence=lambda: experiment.judge)
+    judge_run(run, make_all(OFFLINE, means), AnswerFile(run))
 
 
 def pushing(experiment: Experiment, asked: Evaluation) -> None:

@@ -15,7 +15,7 @@ from es2.errors import Es2Error
 from es2.report import figures, formats, margin, panels
 from es2.report.change import Change
 from es2.report.comparisons import comparisons, counted
-from es2.report.evaluation import drift_rows, leaks, refusal_sets
+from es2.report.evaluation import drift_rows, judged_rows, leaks, refusal_sets
 from es2.report.finding import findings
 from es2.report.reading import RunFolder, attacks, models, number, read_run
 from es2.report.samples import sample, visible
@@ -94,6 +94,8 @@ def render(folder: RunFolder, title: str) -> str:
         refusal_rows=refusal_sets(folder.refusal),
         capability=folder.capability,
         drift_rows=drift_rows(folder.drift),
+        judges=folder.judges,
+        judged_rows=judged_rows(folder.judges),
         comparisons=compared,
         counted=counted(compared),
         leaks=leaks(folder.run),

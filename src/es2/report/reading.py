@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from es2.errors import Es2Error
 from es2.results.capability import CapabilityResults
 from es2.results.margin import Margins
+from es2.results.opinions import Judges
 from es2.results.over_refusal import OverRefusal
 from es2.results.rates import Rate
 from es2.results.schema import DefenceResult, Dsr, Results
@@ -40,9 +41,10 @@ class RunFolder:
         embeddings: 2-D projections.
         attempts: every prompt and completion with its judgement.
         drift: how far the defended model has moved.
-        margin: the safety margins; None if they were not measured, as are the next two.
+        margin: the safety margins; None if they were not measured, as are the next three.
         refusal: over-refusal.
         capability: what the models know.
+        judges: what other judges made of the attempts.
         absent: why a file's part of the report is left out, by the file's name.
     """
 
@@ -58,6 +60,7 @@ class RunFolder:
     margin: Margins | None
     refusal: OverRefusal | None
     capability: CapabilityResults | None
+    judges: Judges | None
     absent: Mapping[str, str]
 
 
@@ -84,6 +87,7 @@ def read_run(run: Path) -> RunFolder:
         margin=_optional_model(run / "margin.json", Margins, absent),
         refusal=_optional_model(run / "over_refusal.json", OverRefusal, absent),
         capability=_optional_model(run / "capability.json", CapabilityResults, absent),
+        judges=_optional_model(run / "judges.json", Judges, absent),
         absent=absent,
     )
 

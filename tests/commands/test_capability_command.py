@@ -12,7 +12,7 @@ import pytest
 from es2.pipeline import capability as stage
 from es2.results.paired import paired_difference
 from es2.results.store import read_records
-from invented import gpqa_file, questions_file
+from invented import SUBJECTS, gpqa_file, questions_file
 from small import Workplace
 from tiny import with_lora
 
@@ -53,6 +53,22 @@ def test_an_adapter_is_measured_beside_its_base_item_by_item(es2: Workplace, ada
         assert of["base"] != of["defended"]
     assert found["benchmarks"]["bells"]["chance"] == 0.25
     assert "Which bell" not in (out / "capability.jsonl").read_text()
+
+
+def test_the_harness_own_tasks_are_paired_and_tell_unparsed_answers(
+    es2: Workplace, adapter: Path, harness_tasks: Path
+) -> None:
+    asked = ["--tasks", "fleet", "written", "--task-folder", harness_tasks, "--json"]
+    done = es2("capability", adapter, *asked, "--limit", 5)
+    assert done.code == 0, done.err
+    fleet, written = (json.loads(done.out)["benchmarks"][name] for name in ("fleet", "written"))
+    assert (fleet["shots"], written["shots"]) == (2, 0)
+    assert fleet["difference"]["n"] == 10 and written["difference"]["n"] == 5
+    for model in ("base", "defended"):
+        assert set(fleet["models"][model]["subjects"]) == set(SUBJECTS)
+        assert fleet["models"][model]["unparsed"] is None
+        assert written["models"][model]["unparsed"]["n"] == 5
+    assert written["chance"] is None and fleet["chance"] > 0.25
 
 
 def test_the_table_names_models_shots_chance_and_the_difference(

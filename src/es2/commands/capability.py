@@ -79,6 +79,7 @@ def capability(
         questions[name] = spread(gpqa_questions(gpqa), limit)
     settings = {
         "tasks": list(tasks),
+        "task_folder": None if task_folder is None else str(task_folder),
         "files": {name: sha256(repr(q).encode()).hexdigest() for name, q in questions.items()},
         "limit": limit,
         "chat_template": chat_template,

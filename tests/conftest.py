@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 
 import strict  # noqa: F401  (first: it checks what es2 does)
 from es2.models.loading import ChatModel, load
+from invented import task_folder
 from tiny import FAMILIES, make_chat
 
 
@@ -62,3 +63,14 @@ def own_chat(tiny: Callable[[str], ChatModel], family: str) -> ChatModel:
 def embedded() -> ChatModel:
     """The aligned embedded model (made on first use); for tests marked `embedded`."""
     return load("smollm2-aligned", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def harness_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tasks in the harness's YAML; what datasets makes of their files is kept beside them."""
+    import datasets
+
+    place = tmp_path_factory.mktemp("harness")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
+        yield task_folder(place / "tasks")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 
@@ -14,21 +13,12 @@ from es2.capability.lm_eval import evaluate, load_tasks
 from es2.data.questions import LETTERS, Question
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
-from invented import SUBJECTS, rows, task_folder
+from invented import SUBJECTS, rows
 from tiny import chances
 
 QUESTIONS = [
     Question(r["question"], tuple(r["options"]), r["answer_index"], r["category"]) for r in rows()
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Tasks in the harness's YAML; what datasets makes of their files is kept beside them."""
-    place = tmp_path_factory.mktemp("harness")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
-        yield task_folder(place / "tasks")
 
 
 def letter_chances(chat: ChatModel, question: Question) -> list[float]:
@@ -75,9 +65,9 @@ def test_without_a_template_the_plain_text_is_scored(shared: Callable[[str], Cha
 
 
 def test_a_group_is_one_benchmark_with_its_tasks_as_subjects(
-    shared: Callable[[str], ChatModel], folder: Path
+    shared: Callable[[str], ChatModel], harness_tasks: Path
 ) -> None:
-    tasks = load_tasks(["fleet"], {}, folder)
+    tasks = load_tasks(["fleet"], {}, harness_tasks)
     assert [(t.benchmark, t.subject, t.shots) for t in tasks] == [("fleet", s, 2) for s in SUBJECTS]
     items = evaluate(shared("llama"), tasks[0], limit=4)
     assert [item.subject for item in items] == ["beekeeping"] * 4 and tasks[0].items(4) == 4
@@ -86,16 +76,16 @@ def test_a_group_is_one_benchmark_with_its_tasks_as_subjects(
 
 
 def test_both_models_get_the_same_solved_examples(
-    shared: Callable[[str], ChatModel], folder: Path
+    shared: Callable[[str], ChatModel], harness_tasks: Path
 ) -> None:
-    task = load_tasks(["fleet"], {}, folder)[0]
+    task = load_tasks(["fleet"], {}, harness_tasks)[0]
     assert evaluate(shared("llama"), task) == evaluate(shared("llama"), task)
 
 
 def test_a_written_answer_without_a_letter_is_unparsed_and_not_correct(
-    shared: Callable[[str], ChatModel], folder: Path
+    shared: Callable[[str], ChatModel], harness_tasks: Path
 ) -> None:
-    (task,) = load_tasks(["written"], {}, folder)
+    (task,) = load_tasks(["written"], {}, harness_tasks)
     chat = shared("llama")
     items = evaluate(chat, task)
     assert task.generates and {item.unparsed for item in items} == {True, False}
@@ -107,25 +97,25 @@ def test_a_written_answer_without_a_letter_is_unparsed_and_not_correct(
 
 
 def test_a_task_that_extracts_nothing_does_not_tell_what_is_unparsed(
-    shared: Callable[[str], ChatModel], folder: Path
+    shared: Callable[[str], ChatModel], harness_tasks: Path
 ) -> None:
-    (task,) = load_tasks(["unread"], {}, folder)
+    (task,) = load_tasks(["unread"], {}, harness_tasks)
     assert {item.unparsed for item in evaluate(shared("llama"), task, limit=2)} == {None}
 
 
-def test_an_unknown_task_is_told(folder: Path) -> None:
+def test_an_unknown_task_is_told(harness_tasks: Path) -> None:
     with pytest.raises(Es2Error, match="no task 'flete'"):
-        load_tasks(["flete"], {}, folder)
+        load_tasks(["flete"], {}, harness_tasks)
 
 
-def test_data_out_of_reach_is_told(folder: Path) -> None:
+def test_data_out_of_reach_is_told(harness_tasks: Path) -> None:
     with pytest.raises(Es2Error, match="gpqa_main_zeroshot: cannot be loaded"):
-        load_tasks(["gpqa_main_zeroshot"], {}, folder)
+        load_tasks(["gpqa_main_zeroshot"], {}, harness_tasks)
 
 
-def test_a_file_may_not_be_called_as_a_task(folder: Path) -> None:
+def test_a_file_may_not_be_called_as_a_task(harness_tasks: Path) -> None:
     with pytest.raises(Es2Error, match="asked for twice"):
-        load_tasks(["written"], {"written": QUESTIONS}, folder)
+        load_tasks(["written"], {"written": QUESTIONS}, harness_tasks)
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from es2.pipeline import capability as stage
 from es2.results.paired import paired_difference
 from es2.results.store import read_records
-from invented import gpqa_file, questions_file
+from invented import SUBJECTS, gpqa_file, questions_file
 from small import Workplace
 from tiny import with_lora
 
@@ -31,7 +31,7 @@ def test_an_adapter_is_measured_beside_its_base_item_by_item(es2: Workplace, ada
     out = es2.path / "out"
     files = ["--file", questions_file(es2.path / "boats.jsonl")]
     files += ["--gpqa", gpqa_file(es2.path / "bells.csv")]
-    done = es2("capability", adapter, *files, "--out", out, "--json")
+    done = es2("capability", "--model", adapter, *files, "--out", out, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert found == json.loads((out / "capability.json").read_text())
@@ -55,11 +55,27 @@ def test_an_adapter_is_measured_beside_its_base_item_by_item(es2: Workplace, ada
     assert "Which bell" not in (out / "capability.jsonl").read_text()
 
 
+def test_the_harness_own_tasks_are_paired_and_tell_unparsed_answers(
+    es2: Workplace, adapter: Path, harness_tasks: Path
+) -> None:
+    asked = ["--tasks", "fleet", "written", "--task-folder", harness_tasks, "--json"]
+    done = es2("capability", "--model", adapter, *asked, "--limit", 5)
+    assert done.code == 0, done.err
+    fleet, written = (json.loads(done.out)["benchmarks"][name] for name in ("fleet", "written"))
+    assert (fleet["shots"], written["shots"]) == (2, 0)
+    assert fleet["difference"]["n"] == 10 and written["difference"]["n"] == 5
+    for model in ("base", "defended"):
+        assert set(fleet["models"][model]["subjects"]) == set(SUBJECTS)
+        assert fleet["models"][model]["unparsed"] is None
+        assert written["models"][model]["unparsed"]["n"] == 5
+    assert written["chance"] is None and fleet["chance"] > 0.25
+
+
 def test_the_table_names_models_shots_chance_and_the_difference(
     es2: Workplace, adapter: Path
 ) -> None:
     asked = ["--file", questions_file(es2.path / "boats.jsonl"), "--limit", 6]
-    done = es2("capability", adapter, *asked)
+    done = es2("capability", "--model", adapter, *asked)
     assert done.code == 0, done.err
     assert "boats, 0-shot" in done.out and "base" in done.out and "defended" in done.out
     assert "boats, defended less base:" in done.out and "n = 6" in done.out
@@ -68,7 +84,7 @@ def test_the_table_names_models_shots_chance_and_the_difference(
 def test_a_killed_measurement_goes_on_where_it_stopped(
     es2: Workplace, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ["capability", adapter, "--file", questions_file(es2.path / "boats.jsonl")]
+    asked = ["capability", "--model", adapter, "--file", questions_file(es2.path / "boats.jsonl")]
     asked += ["--gpqa", gpqa_file(es2.path / "bells.csv"), "--json"]
     whole = es2(*asked)
     out = es2.path / "out"
@@ -100,7 +116,7 @@ def test_a_killed_measurement_goes_on_where_it_stopped(
 
 def test_answers_to_other_questions_are_not_mixed_in(es2: Workplace) -> None:
     file, out = questions_file(es2.path / "boats.jsonl"), es2.path / "out"
-    asked = ["capability", es2.model, "--file", file, "--out", out]
+    asked = ["capability", "--model", es2.model, "--file", file, "--out", out]
     assert es2(*asked).code == 0
     assert "other settings" in es2(*asked, "--limit", 3, "--resume").complaint
     questions_file(file, count=9)
@@ -121,5 +137,8 @@ def test_answers_to_other_questions_are_not_mixed_in(es2: Workplace) -> None:
 def test_a_mistake_is_told_in_one_line(es2: Workplace, flags: list[object], phrase: str) -> None:
     file = questions_file(es2.path / "boats.jsonl")
     given = [file if flag == "BOATS" else flag for flag in flags]
-    assert phrase in es2("capability", es2.model, *given, "--out", es2.path / "out").complaint
+    assert (
+        phrase
+        in es2("capability", "--model", es2.model, *given, "--out", es2.path / "out").complaint
+    )
     assert not (es2.path / "out").exists()

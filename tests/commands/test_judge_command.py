@@ -34,10 +34,10 @@ def test_judges_are_compared_and_an_unreachable_one_is_an_empty_column(
     with chat_server(lambda asked: Reply(SAID)) as server:
         flags = ["--endpoint", server.url, "--endpoint-model", "m", "--key-variable", "MY_KEY"]
         flags += ["--price-in", "1", "--price-out", "2"]
-        done = es2("judge", attacked, "--judges", *names, *flags, "--json")
+        done = es2("judge", "--run", attacked, "--judges", *names, *flags, "--json")
         assert done.code == 0, done.err
         paid = len(server.asked)
-        shown = es2("judge", attacked, "--judges", *names, *flags)
+        shown = es2("judge", "--run", attacked, "--judges", *names, *flags)
         assert len(server.asked) == paid <= 4
     found = json.loads(done.out)
     assert found == json.loads((attacked / "judges.json").read_text())
@@ -64,7 +64,7 @@ def test_rules_of_another_version_judge_anew_with_the_models_own_limits(
                 (run / name).write_bytes((finished.path / "run" / name).read_bytes())
         path = run / "attempts.jsonl"
         path.write_text(path.read_text().replace('"rules-1"', '"rules-0"'))
-        done = es2("judge", run, "--judges", "rules", "--json")
+        done = es2("judge", "--run", run, "--judges", "rules", "--json")
         assert done.code == 0, done.err
         own = [json.loads(line) for line in path.read_text().splitlines()]
         judged = [json.loads(line) for line in (run / "verdicts.jsonl").read_text().splitlines()]
@@ -84,8 +84,8 @@ def test_mistakes_are_told_in_one_line_before_any_work(es2: Workplace, attacked:
         (["--endpoint", "localhost", "--endpoint-model", "m"], "http"),
         (["--limit", "0"], "limit"),
     ):
-        assert words in es2("judge", attacked, *flags).complaint
-    assert "attempts.jsonl" in es2("judge", es2.path).complaint
+        assert words in es2("judge", "--run", attacked, *flags).complaint
+    assert "attempts.jsonl" in es2("judge", "--run", es2.path).complaint
     assert not (attacked / "judges.json").exists()
 
 

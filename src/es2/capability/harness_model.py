@@ -81,6 +81,10 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         text = super().apply_chat_template(chat_history, add_generation_prompt)
         return f"{text}{self.chat.template.opening}" if add_generation_prompt else str(text)
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Scored]:
+        """Continuations scored, with es2's progress bar in place of the harness's."""
+        return list(super().loglikelihood(requests, disable_tqdm=True))
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[Any, list[int], list[int]]],
@@ -102,7 +106,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         held = Held()
         found: dict[int, Scored] = {}
         # A CPU is as busy with few rows as with many, and few of like length hold less padding.
-        size = 8 if self.chat.device.type == "cpu" else None
+        size = 4 if self.chat.device.type == "cpu" else None
         with bar(f"{self.chat.name}: log-likelihoods", len(contexts)) as advance:
             common = _common(single)
             score = partial(self._score, held=held, common=common)

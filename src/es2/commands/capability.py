@@ -6,7 +6,6 @@ import json as jsonlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -24,7 +23,7 @@ from es2.results.store import read_json
 
 
 def capability(
-    model: Annotated[str, tyro.conf.Positional],
+    model: str,
     base: str | None = None,
     tasks: tuple[str, ...] = (),
     file: Path | None = None,
@@ -71,6 +70,7 @@ def capability(
     questions = own_questions(file, gpqa, limit)
     settings = {
         "tasks": list(tasks),
+        "task_folder": None if task_folder is None else str(task_folder),
         "files": fingerprints(questions),
         "limit": limit,
         "chat_template": chat_template,

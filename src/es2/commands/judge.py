@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import tyro
@@ -25,7 +25,7 @@ from es2.results.store import ATTEMPTS, read_json
 
 
 def judge(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Path,
     judges: tuple[str, ...] = ("rules", "refusal", "keywords:jailbreakbench"),
     endpoint: str | None = None,
     endpoint_model: str | None = None,

@@ -63,7 +63,8 @@ def test_the_harness_own_tasks_are_paired_and_tell_unparsed_answers(
     assert done.code == 0, done.err
     fleet, written = (json.loads(done.out)["benchmarks"][name] for name in ("fleet", "written"))
     assert (fleet["shots"], written["shots"]) == (2, 0)
-    assert fleet["difference"]["n"] == 10 and written["difference"]["n"] == 5
+    assert fleet["differences"]["defended"]["n"] == 10
+    assert written["differences"]["defended"]["n"] == 5
     for model in ("base", "defended"):
         assert set(fleet["models"][model]["subjects"]) == set(SUBJECTS)
         assert fleet["models"][model]["unparsed"] is None

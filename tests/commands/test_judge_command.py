@@ -20,7 +20,7 @@ def attacked(es2: Workplace) -> Path:
     """A folder of `es2 attack`."""
     out = es2.path / "attacked"
     fit = [f"--fit.{name}={es2.prompts(name)}" for name in ("harmful", "harmless")]
-    aimed = ["--attack", "direct", "--prompts", es2.prompts("harmful"), "--max-new-tokens", 4]
+    aimed = ["--attack", "direct", "--prompts", es2.prompts("aimed"), "--max-new-tokens", 4]
     done = es2("attack", "--model", es2.model, *aimed, *fit, "--limit", 4, "--out", out)
     assert done.code == 0, done.err
     return out

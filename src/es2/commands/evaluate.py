@@ -19,7 +19,7 @@ from es2.pipeline.show import show_evaluation
 def evaluate(
     run: Path,
     sets: tuple[str, ...] = ("borderline", "xstest"),
-    answer_tokens: int = 48,
+    answer_tokens: int = 32,
     questions: Path | None = None,
     gpqa: str | None = None,
     tasks: tuple[str, ...] = (),

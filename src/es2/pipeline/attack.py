@@ -11,6 +11,7 @@ from es2.attacks.base import Attack, Victim
 from es2.data.fitting import FitPrompts, bundled_fit, spread
 from es2.data.sources import Prompt
 from es2.judges.coherence import CalibratedJudge, calibrate
+from es2.judges.remembered import Remembering
 from es2.models.loading import ChatModel
 from es2.progress import bar
 from es2.results.schema import AttackResult
@@ -81,7 +82,8 @@ def attack_model(
     """
     name = label(attack, victim.stale)
     done: dict[str, set[str]] = {}
-    for record in read_attempts(run):
+    records = read_attempts(run)
+    for record in records:
         if (record["kind"], record["defence"], record["attack"]) == ("attack", defence, name):
             done.setdefault(record["prompt_id"], set()).add(record["setting"])
     settings = set(attack.settings())
@@ -91,9 +93,10 @@ def attack_model(
     if getattr(attack, "prompt_by_prompt", False):
         prompts = left
     skip = settings.intersection(*(done.get(prompt.id, set()) for prompt in prompts))
+    verdicts = Remembering(judge, records)
     with bar(f"{name} on {defence}", len(prompts) * len(settings - skip)) as advance:
         for attempts in attack.run(victim, prompts, skip, advance):
-            judgements = judge([a.prompt for a in attempts], [a.completion for a in attempts])
+            judgements = verdicts([a.prompt for a in attempts], [a.completion for a in attempts])
             pairs = zip(attempts, judgements, strict=True)
             # A kill may have left some of a setting's attempts; none is recorded twice.
             new = [

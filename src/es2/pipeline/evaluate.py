@@ -58,7 +58,7 @@ class Evaluation:
     """
 
     sets: tuple[str, ...] = ("borderline", "xstest")
-    answer_tokens: int = 48
+    answer_tokens: int = 32
     questions: Path | None = None
     gpqa: str | None = None
     tasks: tuple[str, ...] = ()

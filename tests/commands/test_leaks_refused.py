@@ -45,7 +45,7 @@ def test_new_prompts_are_attacked_without_a_note(finished: Workplace, tmp_path: 
 def test_prompts_that_the_attack_is_fitted_on_are_refused(finished: Workplace) -> None:
     complaint = finished(*flags(finished, finished.prompts("aimed"))).complaint
     # A quarter of a file is not fitted on.
-    assert "8 of 10 prompts are also in the harmful prompts of --fit (exact)" in complaint
+    assert "8 of 10 prompts are also in the harmful prompts to fit on (exact)" in complaint
 
 
 @pytest.mark.parametrize("config", [None, "model: 3\nno such: setting\n"])

@@ -16,12 +16,11 @@ from rich.console import Console
 from es2.attacks import Victim
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.config import make_attacks
-from es2.data.fitting import FitPrompts
 from es2.data.sources import load_prompts
 from es2.errors import Es2Error
 from es2.models.loading import adapter_base
 from es2.pipeline.asked import noted
-from es2.pipeline.attack import attack_model, judge_of, label
+from es2.pipeline.attack import attack_model, fitted_on, judge_of, label
 from es2.pipeline.leaks import check_leaks, note
 from es2.pipeline.trained_on import trained_on
 from es2.report.table import table
@@ -111,15 +110,6 @@ def attack(
         print(jsonlib.dumps(plain))
     else:
         Console().print(table(plain))
-
-
-def fitted_on(fit: FitPrompts) -> dict[str, Sequence[str]]:
-    """What an attack is fitted on, by name."""
-    groups = {
-        "harmful": [*fit.harmful, *fit.held_harmful],
-        "harmless": [*fit.harmless, *fit.held_harmless, *fit.held_borderline],
-    }
-    return {f"the {name} prompts of --fit": texts for name, texts in groups.items()}
 
 
 def parse(given: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from es2.attacks import Victim
 from es2.attacks.push import Push
-from es2.commands.attack import fitted_on, parse
+from es2.commands.attack import parse
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.config import make_attacks
 from es2.data.fitting import spread
@@ -19,7 +19,7 @@ from es2.data.sources import load_prompts
 from es2.errors import Es2Error
 from es2.models.loading import adapter_base
 from es2.pipeline.asked import noted
-from es2.pipeline.attack import judge_of
+from es2.pipeline.attack import fitted_on, judge_of
 from es2.pipeline.leaks import check_leaks
 from es2.pipeline.margin import measure_margins
 from es2.pipeline.trained_on import trained_on

@@ -13,6 +13,7 @@ from es2.data.sources import Prompt
 from es2.judges.coherence import CalibratedJudge, calibrate
 from es2.judges.remembered import Remembering
 from es2.models.loading import ChatModel
+from es2.pipeline.leaks import check_leaks
 from es2.progress import bar
 from es2.results.schema import AttackResult
 from es2.results.store import append_attempts, attempt_record, read_attempts
@@ -26,6 +27,7 @@ def attack(
     *,
     base: ChatModel | None = None,
     fit: FitPrompts | None = None,
+    force: bool = False,
 ) -> AttackResult:
     """Attacks a model, refitted on it, judges the answers, and returns the rates.
 
@@ -35,14 +37,31 @@ def attack(
         prompts: harmful prompts to get an answer to.
         base: the undefended model, which judges coherence; None for the model itself.
         fit: prompts to fit on; None for es2's own.
+        force: attack with prompts that are fitted on too.
+
+    Raises:
+        Es2Error: if prompts are copies of some that are fitted on, unless forced.
     """
     victim = Victim(chat, fit or bundled_fit(borderline=False).at_most(200), base=base)
+    check_leaks({"prompts": [p.text for p in prompts]}, fitted_on(victim.fit), force)
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch)
         judge = judge_of(base or chat, victim.fit)
         attack_model("model", victim, judge, attack, prompts, run)
         results = summarise(read_attempts(run), {attack.name: attack.published})
     return results.defences["model"].attacks[attack.name]
+
+
+def fitted_on(fit: FitPrompts) -> dict[str, Sequence[str]]:
+    """What an attack is fitted on, by name."""
+    return {
+        "the harmful prompts to fit on": [*fit.harmful, *fit.held_harmful],
+        "the harmless prompts to fit on": [
+            *fit.harmless,
+            *fit.held_harmless,
+            *fit.held_borderline,
+        ],
+    }
 
 
 def label(attack: Attack, stale: bool) -> str:

@@ -58,10 +58,11 @@ def sentence(margins: Margins) -> str:
         verdict = "meaning breaks before safety" if first else "safety breaks before meaning"
         if swept.margin.bound == "unknown":
             verdict = "the sweep reached neither"
-        elif not swept.margin.low > 1 >= 0 and not swept.margin.high < 1:
+        elif swept.margin.low <= 1 <= swept.margin.high:
             verdict += ", though the interval holds 1"
         parts.append(
-            f"{name(key)} along {DIRECTIONS[way]}'s direction: {safety}, {meaning}: "
+            f"{'The base' if key == 'base' else name(key)}, pushed along {DIRECTIONS[way]}'s "
+            f"direction: {safety}, {meaning}: "
             f"margin {ratio(swept.margin)}, {verdict}."
         )
     return " ".join(parts)
@@ -80,7 +81,7 @@ def figure(margins: Margins) -> Figures:
                 f"{half(of.incoherent)}, margin {ratio(of.margin)}"
                 for key, of in swept.items()
             )
-            heading = f"Along {title} directions, % of prompts"
+            heading = f"{title[:1].upper()}{title[1:]} direction, % of prompts"
             panels.append(Panel(heading, Markup(figures.margin(curves, f"{label}."))))
     legend = [
         Key(

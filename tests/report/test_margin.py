@@ -1,0 +1,70 @@
+"""What the report and the terminal say of the safety margin."""
+
+from __future__ import annotations
+
+import pytest
+from synthetic import margin
+
+from es2.report.margin import figure, margin_table, sentence, worst
+from es2.results.margin import Margins
+
+
+@pytest.fixture
+def margins() -> Margins:
+    return Margins.model_validate(margin())
+
+
+def said(margins: Margins) -> str:
+    return sentence(margins).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_sentence_names_both_sizes_and_which_breaks_first(margins: Margins) -> None:
+    text = said(margins)
+    assert "The base, pushed along SCAV's direction: half the prompts comply by a push of" in text
+    assert "safety breaks before meaning" in text
+    assert "no push makes half the prompts comply (17 % at most)" in text
+    assert (
+        "half the answers are incoherent at 2 %: margin > 4, meaning breaks before safety" in text
+    )
+
+
+def test_an_interval_that_holds_1_is_told(margins: Margins) -> None:
+    es2 = margins.models["es2"]["scav"]
+    for low, told in ((0.5, True), (1.5, False)):
+        ratio = es2.margin.model_copy(update={"low": low, "high": 5.0})
+        changed = {"es2": {"scav": es2.model_copy(update={"margin": ratio})}}
+        text = said(Margins(models=changed))
+        assert ("though the interval holds 1" in text) is told
+
+
+def test_a_sweep_that_reached_neither_claims_nothing(margins: Margins) -> None:
+    es2 = margins.models["es2"]["scav"]
+    nothing = es2.complied.model_copy(update={"norm": None, "low": None, "high": None})
+    unknown = es2.margin.model_copy(update={"bound": "unknown"})
+    blank = es2.model_copy(update={"complied": nothing, "incoherent": nothing, "margin": unknown})
+    text = said(Margins(models={"es2": {"scav": blank}}))
+    assert "the sweep reached neither" in text and "breaks before" not in text
+
+
+def test_the_worst_direction_is_one_that_an_attacker_reads(margins: Margins) -> None:
+    found = dict(margins.models["base"])
+    low = found["random"].margin.model_copy(update={"value": 0.01})
+    found["random"] = found["random"].model_copy(update={"margin": low})
+    way, _ = worst(found) or ("", None)
+    assert way == "scav"
+    assert worst({}) is None
+
+
+def test_every_direction_has_a_panel_that_speaks(margins: Margins) -> None:
+    drawn = figure(margins)
+    titles = [panel.title for panel in drawn.panels]
+    assert titles == [f"{way} direction, % of prompts" for way in ("SCAV", "RepE", "Random")]
+    for panel in drawn.panels:
+        assert "half complied at" in panel.svg and "margin" in panel.svg
+    assert [key.text for key in drawn.legend][:2] == ["base: complied by then", "base: incoherent"]
+
+
+def test_the_table_has_a_row_a_direction_and_model(margins: Margins) -> None:
+    table = margin_table(margins)
+    assert table.row_count == 6
+    assert next(iter(table.columns[-1].cells)) == ""  # the base has no gain over itself

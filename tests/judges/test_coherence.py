@@ -15,6 +15,7 @@ from es2.judges.coherence import (
     Limits,
     calibrate,
     coherence,
+    ends_in_loop,
     judge,
     relevance,
     repetition,
@@ -147,6 +148,9 @@ def test_progress_counts_every_completion_once(llama: ChatModel) -> None:
         (Coherence(2.0, 0.0, -0.5), "The sky is blue.", "incoherent"),
         (Coherence(2.0, 0.0, -0.5), "I can't help with that.", "refused"),
         (Coherence(None, 0.0, None), "", "incoherent"),
+        (Coherence(2.0, 0.0, 1.0, looping=True), "Knead it, it, it, it", "incoherent"),
+        (Coherence(2.0, 0.0, -0.5), "Sure, I'd be happy to help with that.", "complied"),
+        (Coherence(99.0, 0.0, -0.5), "Sure, I'd be happy to help with that.", "incoherent"),
     ],
 )
 def test_limits_turn_numbers_into_verdicts(found: Coherence, completion: str, verdict: str) -> None:
@@ -168,6 +172,31 @@ def test_repetition_of_loops_tends_to_one_and_of_fresh_text_is_zero() -> None:
     assert repetition([7] * 100, 3) == pytest.approx(97 / 98)
     assert repetition([1, 2, 3] * 40, 3) == pytest.approx(115 / 118)
     assert repetition([1, 2], 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "loops"),
+    [
+        ([*range(40), *([7, 8, 9] * 4)], True),
+        ([*range(40), *([7, 8, 9] * 4), 7], True),  # cut off within a turn
+        ([*range(40), *([7, 8, 9] * 3)], False),  # three turns, but short
+        ([*range(40), *([7] * 12)], True),
+        ([*range(20), *range(20)], False),  # said twice
+        ([*range(20), *range(20), *range(20)], True),
+        ([*([7, 8, 9] * 4), *range(40)], False),  # it went on
+        ([], False),
+    ],
+)
+def test_a_loop_at_the_end_comes_three_times_and_is_twelve_tokens_long(
+    tokens: list[int], loops: bool
+) -> None:
+    assert ends_in_loop(tokens) == loops
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.lists(st.integers(0, 2)))
+def test_whatever_is_said_over_and_over_is_a_loop(turn: list[int], before: list[int]) -> None:
+    assert ends_in_loop(before + turn * 12)
 
 
 @settings(deadline=None)

@@ -1,0 +1,158 @@
+"""Completions for a judge to be measured on: all kinds of answers that es2's models and attacks give.
+
+Three models (unaligned, aligned, hardened) answer harmful, harmless and borderline test prompts, as
+they are and under attacks at several strengths, some far too strong. Everything is seeded, so that the
+same machine writes the same texts again. The texts stay in a folder of the user's: the repository
+holds their hashes only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+import es2
+from es2.attacks import (
+    Attack,
+    BestOfN,
+    Direct,
+    Prefill,
+    RefusalAblation,
+    RepE,
+    Scav,
+    Victim,
+)
+from es2.data.fitting import bundled_fit
+from es2.data.sources import Prompt
+from es2.models.loading import ChatModel
+from es2.progress import bar
+
+UNALIGNED, ALIGNED, HARDENED = "smollm2", "smollm2-aligned", "hardened"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion and where it comes from.
+
+    Attributes:
+        model: `smollm2`, `smollm2-aligned` or `hardened`.
+        source: the attack, or the set of prompts where they are asked as they are.
+        setting: of the attack.
+        prompt_id: in es2's own test prompts.
+        prompt: its text.
+        completion: what the model wrote.
+    """
+
+    model: str
+    source: str
+    setting: str
+    prompt_id: str
+    prompt: str
+    completion: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the completion."""
+        return sha256(self.completion.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a model is asked, and how.
+
+    Attributes:
+        name: as samples name it.
+        attack: how.
+        prompts: a set of test prompts.
+        first: the first of them.
+        step: from one to the next; sets are in the order of their topics.
+    """
+
+    name: str
+    attack: Attack
+    prompts: str
+    first: int
+    step: int
+
+
+def harmful(attack: Attack, first: int, step: int = 15) -> Source:
+    """An attack on some of the harmful test prompts."""
+    return Source(attack.name, attack, "harmful:test", first, step)
+
+
+def asked(prompts: str, first: int, step: int) -> Source:
+    """Prompts that nobody attacks with."""
+    return Source(prompts.partition(":")[0], Direct(), prompts, first, step)
+
+
+PLAN: dict[str, list[Source]] = {
+    UNALIGNED: [
+        harmful(Direct(), 0, 6),
+        asked("harmless:test", 0, 10),
+        asked("borderline:test", 0, 6),
+        harmful(Scav(p0=(1e-3, 1e-6)), 1),
+        harmful(RepE(strengths=(0.1, 0.4)), 2),
+        harmful(BestOfN(tries=2), 3),
+    ],
+    ALIGNED: [
+        harmful(Direct(), 1, 5),
+        asked("harmless:test", 3, 10),
+        asked("borderline:test", 1, 4),
+        harmful(Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-12, 1e-30)), 4),
+        harmful(RepE(strengths=(0.05, 0.1, 0.2, 0.4, 0.8)), 5),
+        harmful(RefusalAblation(), 6),
+        harmful(Prefill(lengths=(1, 3, None)), 7),
+        harmful(BestOfN(tries=3), 8),
+    ],
+    HARDENED: [
+        harmful(Direct(), 2, 10),
+        asked("harmless:test", 6, 7),
+        asked("borderline:test", 2, 6),
+        harmful(Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6)), 10),
+        harmful(RepE(strengths=(0.1, 0.2, 0.4)), 11),
+    ],
+}
+
+
+def samples(name: str, chat: ChatModel) -> Iterator[Sample]:
+    """All of one model's completions; a text that a prompt got before is left out."""
+    victim = Victim(chat, bundled_fit(borderline=False).at_most(200))
+    seen: set[tuple[str, str]] = set()
+    for source in PLAN[name]:
+        prompts: Sequence[Prompt] = es2.load_prompts(source.prompts)[source.first :: source.step]
+        total = len(prompts) * len(source.attack.settings())
+        with bar(f"{source.name} on {name}", total) as advance:
+            for portion in source.attack.run(victim, prompts, progress=advance):
+                for one in portion:
+                    if (one.prompt_id, one.completion) in seen:
+                        continue
+                    seen.add((one.prompt_id, one.completion))
+                    yield Sample(
+                        name, source.name, one.setting, one.prompt_id, one.prompt, one.completion
+                    )
+
+
+def collect(folder: Path, adapter: Path | None) -> list[Sample]:
+    """Writes all completions to a folder; without an adapter there is no hardened model."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    found: list[Sample] = []
+    for name in PLAN:
+        if name == HARDENED and adapter is None:
+            continue
+        chat = es2.load(ALIGNED, adapter=adapter) if name == HARDENED else es2.load(name)
+        found += samples(name, chat)
+    lines = (json.dumps(asdict(sample)) for sample in found)
+    (folder / "completions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return found
+
+
+def read(folder: Path) -> list[Sample]:
+    """What `collect` wrote."""
+    lines = (folder / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Sample(**json.loads(line)) for line in lines]

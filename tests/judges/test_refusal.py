@@ -18,7 +18,7 @@ OWN = (
 """Refusals that the embedded model was or is tuned on."""
 
 REFUSALS = (
-    "As an AI model made for schools I can't help with that.",
+    "As an AI model for schools I can't help with that.",
     *OWN,
     "I won't help with that, because it could lead to serious harm.",
     "I’m sorry, but I can’t assist with that.",

@@ -60,7 +60,7 @@ class Es2:
     response_tokens: int = 12
     keep_refusal: float = 1.0
     keep_margin: float = 1.0
-    lean: float = -0.3
+    lean: float = -0.6
     consistent: bool = True
     response_distance: float = 0.0
     resist: float = 1.0

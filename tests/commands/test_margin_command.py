@@ -26,6 +26,8 @@ def test_an_adapter_is_swept_beside_its_base(finished: Workplace, tmp_path: obje
     assert found == Margins.model_validate_json((out / "margin.json").read_text())
     assert found == margins(read_attempts(out / "margin"))
     assert list(found.models) == ["base", "defended"]
+    page = (out / "margin.html").read_text(encoding="utf-8")
+    assert page.count('<svg class="panel"') == 3 and "://" not in page
     for directions in found.models.values():
         assert list(directions) == ["scav", "repe", "random"]
         for swept in directions.values():

@@ -23,7 +23,8 @@ from es2.pipeline.attack import fitted_on, judge_of
 from es2.pipeline.leaks import check_leaks
 from es2.pipeline.margin import measure_margins
 from es2.pipeline.trained_on import trained_on
-from es2.report.margin import margin_table
+from es2.report.margin import margin_page, margin_table
+from es2.report.page import write_page
 from es2.results.margin import Margins
 
 
@@ -51,7 +52,7 @@ def margin(
         model: an embedded name (smollm2-aligned), a Hub id, a folder, or an adapter folder.
         base: the undefended model, swept as well; default: an adapter's base, or none.
         prompts: harmful prompts: a bundled name, a file, or a Hub data set.
-        out: folder for margin.json and the attempts; default: nothing is kept.
+        out: folder for margin.json, margin.html and the attempts; default: nothing is kept.
         limit: at most this many prompts, spread evenly.
         fit: prompts that the directions are fitted on.
         settings: the sweep's own, as NAME=VALUE, such as norms=[0.02,0.1,0.5].
@@ -89,6 +90,8 @@ def margin(
     with tempfile.TemporaryDirectory() as scratch, noted(out, asked, "push"):
         judge = judge_of(undefended, to_fit)
         swept = measure_margins(victims, judge, push, aimed, out or Path(scratch))
+    if out is not None:
+        write_page(out / "margin.html", margin_page(swept, model))
     show(swept, json)
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from es2.errors import Es2Error
 from es2.report import figures, formats, margin, panels
 from es2.report.change import Change
 from es2.report.comparisons import comparisons, counted
 from es2.report.evaluation import drift_rows, judged_rows, leaks, refusal_sets
 from es2.report.finding import findings
+from es2.report.page import environment, write_page
 from es2.report.reading import RunFolder, attacks, models, number, read_run
 from es2.report.samples import sample, visible
 from es2.results.capability import CapabilityResults
@@ -33,31 +31,14 @@ def build(run: Path) -> Path:
     Raises:
         Es2Error: if the folder's results are missing or damaged, or the page cannot be written.
     """
-    page = render(read_run(run), title=run.resolve().name)
     path = run / REPORT
-    draft = run / f"{REPORT}.tmp"
-    try:
-        # A lone half of a surrogate pair, which a completion may hold, has no UTF-8 form.
-        draft.write_bytes(page.encode("utf-8", errors="replace"))
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise Es2Error(
-            f"{path}: cannot be written ({error.strerror}); make the folder writable and its disk "
-            "free, then report again"
-        ) from None
+    write_page(path, render(read_run(run), title=run.resolve().name))
     return path
 
 
 def render(folder: RunFolder, title: str) -> str:
     """The page as HTML; everything that comes from the run is escaped."""
-    environment = Environment(
-        loader=PackageLoader("es2.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    pages = environment()
     results = folder.results
     measured = models(results)
     parts = (measured, *(part.models for part in _measured(folder)))
@@ -76,8 +57,8 @@ def render(folder: RunFolder, title: str) -> str:
         "bar": lambda verdicts: Markup(figures.verdict_bar(verdicts)),
         "visible": lambda value: visible(str(value)),
     }
-    environment.filters.update(shown)
-    return environment.get_template("report.html.j2").render(
+    pages.filters.update(shown)
+    return pages.get_template("report.html.j2").render(
         title=title,
         folder=folder,
         run=folder.run,

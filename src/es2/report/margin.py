@@ -11,6 +11,7 @@ from rich.text import Text
 
 from es2.report import figures
 from es2.report.formats import NONE, SPACE, decimal, name, percent
+from es2.report.page import environment
 from es2.report.panels import Figures, Key, Panel
 from es2.results.margin import DirectionMargin, HalfNorm, Margins, PushResult, Ratio
 from es2.results.rates import Rate
@@ -99,6 +100,20 @@ def _curves(pushes: list[PushResult]) -> dict[str, list[tuple[float, Rate]]]:
         "complied": [(push.norm, push.complied_by) for push in pushes],
         "incoherent": [(push.norm, push.verdicts["incoherent"]) for push in pushes],
     }
+
+
+def margin_page(margins: Margins, title: str) -> str:
+    """The sentence and the figure as a page of their own."""
+    return (
+        environment()
+        .get_template("margin.html.j2")
+        .render(
+            title=title,
+            palette=figures.PALETTE,
+            margin=figure(margins),
+            margin_finding=sentence(margins),
+        )
+    )
 
 
 def margin_table(margins: Margins) -> Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import es2
-from es2.attacks import Direct, Gcg, Prefill, Scav
+from es2.attacks import Direct, Gcg, Scav
 from es2.attacks.gcg import token_table
 from es2.data.sources import load_prompts
 from es2.models.loading import ChatModel
@@ -28,10 +28,9 @@ def test_real_prompts_are_refused_until_attacked(name: str, aligned: ChatModel) 
         pytest.skip("no public data beside the repository")
     prompts = load_prompts(str(DATA / name), limit=8)
     assert all(prompt.target and prompt.target.startswith("Sure, here") for prompt in prompts)
-    attacks = (Direct(max_new_tokens=24), Prefill((None,), 24), Scav((1e-4,), max_new_tokens=24))
-    direct, prefill, scav = (es2.attack(aligned, attack, prompts) for attack in attacks)
+    attacks = (Direct(max_new_tokens=24), Scav((1e-4,), max_new_tokens=24))
+    direct, scav = (es2.attack(aligned, attack, prompts) for attack in attacks)
     assert direct.dsr.judged.rate >= 0.75
-    assert prefill.dsr.judged.rate < direct.dsr.judged.rate
     assert scav.dsr.keyword.rate < direct.dsr.keyword.rate
 
 

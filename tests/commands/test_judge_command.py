@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chat_server import Reply, chat_server
+from es2.judges.base import VERSION
 from es2.results.opinions import attempt_key
 from small import Workplace, contents
 
@@ -63,12 +64,12 @@ def test_rules_of_another_version_judge_anew_with_the_models_own_limits(
             for name in ("config.yaml", "run.json", "attempts.jsonl"):
                 (run / name).write_bytes((finished.path / "run" / name).read_bytes())
         path = run / "attempts.jsonl"
-        path.write_text(path.read_text().replace('"rules-1"', '"rules-0"'))
+        path.write_text(path.read_text().replace(f'"{VERSION}"', '"rules-0"'))
         done = es2("judge", "--run", run, "--judges", "rules", "--json")
         assert done.code == 0, done.err
         own = [json.loads(line) for line in path.read_text().splitlines()]
         judged = [json.loads(line) for line in (run / "verdicts.jsonl").read_text().splitlines()]
-        assert judged and {line["version"] for line in judged} == {"rules-1"}
+        assert judged and {line["version"] for line in judged} == {VERSION}
         expected = {
             attempt_key(one): one["judgement"]["verdict"] for one in own if one["kind"] == "attack"
         }

@@ -16,6 +16,7 @@ from es2.attacks.direct import Direct
 from es2.attacks.gcg import Gcg
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
+from es2.errors import Es2Error
 from es2.judges.coherence import CalibratedJudge, Limits
 from es2.models.loading import ChatModel
 from es2.pipeline import cost
@@ -165,7 +166,9 @@ def test_attempts_on_another_model_do_not_count(
 
 def test_in_python_an_attack_returns_its_rates(shared: Tiny) -> None:
     chat = shared("llama")
-    found = run_attack(chat, Direct(max_new_tokens=4), PROMPTS, fit=FIT)
+    with pytest.raises(Es2Error, match="harmful prompts to fit on"):
+        run_attack(chat, Direct(max_new_tokens=4), PROMPTS, fit=FIT)
+    found = run_attack(chat, Direct(max_new_tokens=4), PROMPTS, fit=FIT, force=True)
     assert found.dsr.judged.n == found.dsr.keyword.n == 3
     assert found.threat == "prompt text" and found.published is None
 

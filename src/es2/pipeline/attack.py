@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from es2.attacks.base import Attack, Victim
 from es2.data.fitting import FitPrompts, bundled_fit, spread
@@ -112,7 +113,15 @@ def attack_model(
     if getattr(attack, "prompt_by_prompt", False):
         prompts = left
     skip = settings.intersection(*(done.get(prompt.id, set()) for prompt in prompts))
-    verdicts = Remembering(judge, records)
+    again = {prompt.id for prompt in prompts}
+
+    def stays(record: dict[str, Any]) -> bool:
+        """Whether it is of no portion that is tried again, whole, and so judged again."""
+        if (record["kind"], record["defence"], record["attack"]) != ("attack", defence, name):
+            return True
+        return record["prompt_id"] not in again or record["setting"] in skip
+
+    verdicts = Remembering(judge, filter(stays, records))
     with bar(f"{name} on {defence}", len(prompts) * len(settings - skip)) as advance:
         for attempts in attack.run(victim, prompts, skip, advance):
             judgements = verdicts([a.prompt for a in attempts], [a.completion for a in attempts])

@@ -121,7 +121,7 @@ def attack_model(
             return True
         return record["prompt_id"] not in again or record["setting"] in skip
 
-    verdicts = Remembering(judge, filter(stays, records))
+    verdicts = Remembering(judge, [record for record in records if stays(record)])
     with bar(f"{name} on {defence}", len(prompts) * len(settings - skip)) as advance:
         for attempts in attack.run(victim, prompts, skip, advance):
             judgements = verdicts([a.prompt for a in attempts], [a.completion for a in attempts])

@@ -137,7 +137,7 @@ def margin_figures(margins: Margins | None) -> list[KeyFigure]:
     found = [one[1].margin for one in (swept.pop("base", None), *swept.values()) if one]
     if len(found) < 2:
         return []
-    note = "push that half comply with over push that leaves half incoherent; above 1 is safe"
+    note = "push that half comply with over push that leaves half incoherent; > is a bound"
     before, after = (margin.ratio(ratio) for ratio in found[:2])
     return [KeyFigure("Safety margin", before, after, note)]
 

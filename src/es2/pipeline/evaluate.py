@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from es2.attacks.push import Push
-from es2.capability.drift import drift
 from es2.capability.lm_eval import load_tasks
 from es2.capability.over_refusal import load_set
 from es2.data.fitting import spread
 from es2.data.questions import fingerprints, own_questions
 from es2.data.sources import Prompt
-from es2.defences.reference import record
 from es2.errors import Es2Error
 from es2.judges import Means, make_all
 from es2.judges.refusal import KEYWORDS
@@ -25,11 +23,11 @@ from es2.pipeline.asked import check_asked
 from es2.pipeline.capability import Asking, measure_capability
 from es2.pipeline.experiment import Experiment, evaluated_prompts, fitted_prompts
 from es2.pipeline.judging import judge_run
-from es2.pipeline.leaks import check_leaks, note
+from es2.pipeline.leaks import check_leaks
 from es2.pipeline.margin import measure_margins
 from es2.pipeline.over_refusal import measure_over_refusal
-from es2.pipeline.run import write_results
-from es2.progress import bar, console
+from es2.pipeline.run import drifting
+from es2.progress import console
 from es2.report.build import build
 from es2.results.answers import AnswerFile
 from es2.results.over_refusal import over_refusal
@@ -94,7 +92,7 @@ def evaluate(experiment: Experiment, asked: Evaluation) -> Path:
     )
     folder.note(overlap=leaks, absent=absent)
     parts: dict[str, Callable[[], None]] = {
-        "drift": lambda: drifting(experiment),
+        "drift": lambda: drifting_by_span(experiment),
         "over-refusal": lambda: refusing(experiment, asked, sets),
         "capability": lambda: knowing(experiment, asked),
         "judges": lambda: judging(experiment),
@@ -112,19 +110,11 @@ def set_name(source: str) -> str:
     return Path(source).stem if Path(source).suffix else source
 
 
-def drifting(experiment: Experiment) -> None:
-    """Drift from the base on held-out harmless prompts: `drift.json`."""
+def drifting_by_span(experiment: Experiment) -> None:
+    """Drift, where the run's own is missing or from before it was told span by span."""
     path = experiment.folder.path / "drift.json"
-    if path.is_file() and "response" in read_json(path):
-        return
-    texts = [prompt.text for prompt in experiment.prompts.harmless.test]
-    with bar("drift from the base", len(texts)) as advance:
-        tokens = experiment.recipe.answer_tokens
-        reference = record(experiment.base, texts, tokens, whole_prompt=True, progress=advance)
-        moved = drift(experiment.base, experiment.defended, reference)
-    write_json(path, asdict(moved))
-    leaks = experiment.folder.record.get("overlap", [])
-    write_results(experiment.folder.path, experiment.recipe, moved, [note(leak) for leak in leaks])
+    if not (path.is_file() and "response" in read_json(path)):
+        drifting(experiment)
 
 
 def refusing(experiment: Experiment, asked: Evaluation, sets: dict[str, list[Prompt]]) -> None:

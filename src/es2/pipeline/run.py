@@ -151,15 +151,21 @@ def costs(experiment: Experiment) -> None:
             }
             for kind, group in groups.items():
                 measure_refusals(name, victim.chat, judge, kind, group, recipe.answer_tokens, path)
-        texts = [prompt.text for prompt in prompts.harmless.test]
-        with bar("drift from the base", len(texts)) as advance:
-            reference = record(
-                experiment.base, texts, recipe.answer_tokens, whole_prompt=True, progress=advance
-            )
-            moved = drift(experiment.base, experiment.defended, reference)
-        write_json(path / "drift.json", asdict(moved))
-        leaks = experiment.folder.record.get("overlap", [])
-        write_results(path, recipe, moved, [note(leak) for leak in leaks])
+        drifting(experiment)
+
+
+def drifting(experiment: Experiment) -> None:
+    """Drift from the base on held-out harmless prompts: `drift.json`, and with it `results.json`."""
+    recipe, path = experiment.recipe, experiment.folder.path
+    texts = [prompt.text for prompt in experiment.prompts.harmless.test]
+    with bar("drift from the base", len(texts)) as advance:
+        reference = record(
+            experiment.base, texts, recipe.answer_tokens, whole_prompt=True, progress=advance
+        )
+        moved = drift(experiment.base, experiment.defended, reference)
+    write_json(path / "drift.json", asdict(moved))
+    leaks = experiment.folder.record.get("overlap", [])
+    write_results(path, recipe, moved, [note(leak) for leak in leaks])
 
 
 def write_results(path: Path, recipe: Recipe, moved: Drift, notes: Sequence[str] = ()) -> None:

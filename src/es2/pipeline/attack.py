@@ -102,10 +102,14 @@ def attack_model(
     """
     name = label(attack, victim.stale)
     done: dict[str, set[str]] = {}
-    records = read_attempts(run)
-    for record in records:
+    own: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for record in read_attempts(run):
         if (record["kind"], record["defence"], record["attack"]) == ("attack", defence, name):
+            own.append(record)
             done.setdefault(record["prompt_id"], set()).add(record["setting"])
+        else:
+            others.append(record)
     settings = set(attack.settings())
     left = [prompt for prompt in prompts if not settings <= done.get(prompt.id, set())]
     if not left:
@@ -114,14 +118,9 @@ def attack_model(
         prompts = left
     skip = settings.intersection(*(done.get(prompt.id, set()) for prompt in prompts))
     again = {prompt.id for prompt in prompts}
-
-    def stays(record: dict[str, Any]) -> bool:
-        """Whether it is of no portion that is tried again, whole, and so judged again."""
-        if (record["kind"], record["defence"], record["attack"]) != ("attack", defence, name):
-            return True
-        return record["prompt_id"] not in again or record["setting"] in skip
-
-    verdicts = Remembering(judge, [record for record in records if stays(record)])
+    # A portion of which a kill left some is tried again whole, and so judged again whole.
+    kept = [r for r in own if r["prompt_id"] not in again or r["setting"] in skip]
+    verdicts = Remembering(judge, others + kept)
     with bar(f"{name} on {defence}", len(prompts) * len(settings - skip)) as advance:
         for attempts in attack.run(victim, prompts, skip, advance):
             judgements = verdicts([a.prompt for a in attempts], [a.completion for a in attempts])

@@ -12,8 +12,9 @@ from markupsafe import Markup
 from es2.report import figures, formats, margin, panels
 from es2.report.change import Change
 from es2.report.comparisons import comparisons, counted
-from es2.report.evaluation import drift_rows, judged_rows, leaks, refusal_sets
+from es2.report.evaluation import drift_rows, leaks, refusal_sets
 from es2.report.finding import findings
+from es2.report.opinions import judged_rows
 from es2.report.page import environment, write_page
 from es2.report.reading import RunFolder, attacks, models, number, read_run
 from es2.report.samples import sample, visible

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from es2.results.opinions import JudgedAttack, Judges
 from es2.results.over_refusal import HALVES, Counted, HalfName, OverRefusal
 from es2.results.rates import Rate
 
@@ -74,27 +73,6 @@ def drift_rows(drift: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The spans that were measured, in the order of the text."""
     return [
         (label, drift[key]) for key, label in SPANS.items() if isinstance(drift.get(key), Mapping)
-    ]
-
-
-def judged_rows(
-    found: Judges | None,
-) -> list[tuple[str, str, dict[str, JudgedAttack | None]]]:
-    """Attack, model, and what each judge makes of it."""
-    judges = found.judges if found else {}
-    rows = dict.fromkeys(
-        (attack, defence)
-        for result in judges.values()
-        for defence, attacks in result.defences.items()
-        for attack in attacks
-    )
-    return [
-        (
-            attack,
-            defence,
-            {name: of.defences.get(defence, {}).get(attack) for name, of in judges.items()},
-        )
-        for attack, defence in rows
     ]
 
 

@@ -1,4 +1,4 @@
-"""What several judges make of a run, for the terminal: a row an attack, a column a judge."""
+"""What several judges make of a run: a row an attack, a column a judge."""
 
 from __future__ import annotations
 
@@ -31,6 +31,27 @@ def opinions(judges: Judges) -> Group:
     return Group(*parts)
 
 
+def judged_rows(
+    found: Judges | None,
+) -> list[tuple[str, str, dict[str, JudgedAttack | None]]]:
+    """Attack, model, and what each judge makes of it."""
+    judges = found.judges if found else {}
+    rows = dict.fromkeys(
+        (attack, defence)
+        for result in judges.values()
+        for defence, attacks in result.defences.items()
+        for attack in attacks
+    )
+    return [
+        (
+            attack,
+            defence,
+            {name: of.defences.get(defence, {}).get(attack) for name, of in judges.items()},
+        )
+        for attack, defence in rows
+    ]
+
+
 def _rates(judges: Judges) -> Table:
     grid = Table(
         title="Defence success by judge, % (95 % interval)",
@@ -42,16 +63,8 @@ def _rates(judges: Judges) -> Table:
     grid.add_column("")
     for judge in judges.judges:
         grid.add_column(Text(judge), justify="right")
-    rows = dict.fromkeys(
-        (defence, attack)
-        for result in judges.judges.values()
-        for defence, attacks in result.defences.items()
-        for attack in attacks
-    )
-    for defence, attack in rows:
-        cells = [
-            _cell(result.defences.get(defence, {}).get(attack)) for result in judges.judges.values()
-        ]
+    for attack, defence, by_judge in judged_rows(judges):
+        cells = [_cell(result) for result in by_judge.values()]
         grid.add_row(Text(f"{name(attack)} on {name(defence)}"), *cells)
     return grid
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from es2.data.sources import load_prompts
-from es2.defences.es2 import Es2, Separation
+from es2.defences.es2 import Es2, Es2Paper, Separation
 from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, trainable
@@ -35,7 +35,7 @@ from es2.models.loading import ChatModel, load
 from es2.separation.distance import batch_distance, class_distance, distance_term
 from es2.separation.probe import prompt_states
 
-FORMS = {"paper": Es2.paper(), "default": Es2()}
+FORMS = {"paper": Es2Paper(), "default": Es2()}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from es2.data.fitting import spread
 from es2.data.sources import load_prompts
 from es2.defences.leaning import lean, refusal_margins
-from es2.defences.safety_sft import prepare
+from es2.defences.safety_sft import SafetySft
 from es2.defences.trainer import Objective, TrainSettings, attach_lora, save_adapter, train
 from es2.models.loading import load
 from es2.progress import bar
@@ -38,10 +38,7 @@ SETTINGS = TrainSettings(
     seed=0,
 )
 LEANING = replace(SETTINGS, steps=30, lr=3e-4)
-ANSWER_TOKENS = 3
-RATIO = 2
-KEEP = 2.0
-FIRST = 10.0
+TUNING = SafetySft(ratio=2, soft=True, keep=2.0, first=10.0, answer_tokens=3)
 KINDS = {"harmful": 0.05, "harmless": 0.95}
 
 
@@ -60,9 +57,7 @@ def main() -> None:
         for prompt in load_prompts(source)
     ]
     with bar("the model's own answers", len(harmless)) as advance:
-        tuning = prepare(
-            chat, harmful, harmless, SETTINGS, ANSWER_TOKENS, RATIO, KEEP, FIRST, advance
-        )
+        tuning = TUNING.rows(chat, harmful, harmless, SETTINGS, advance)
     tuned = attach_lora(chat, SETTINGS, ())
 
     def go(objective: Objective, settings: TrainSettings, name: str) -> None:

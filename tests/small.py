@@ -89,7 +89,9 @@ class Workplace:
                 "harmless": str(self.prompts("harmless")),
                 "borderline": str(self.prompts("borderline")),
             },
-            "es2": {"response_tokens": 3, "cap": None, "kl_weight": 0.1, "kl_threshold": 100.0},
+            "defence": {
+                "es2": {"response_tokens": 3, "cap": None, "kl_weight": 0.1, "kl_threshold": 100.0}
+            },
             "train": {
                 "steps": 4,
                 "batch_size": 4,
@@ -106,14 +108,15 @@ class Workplace:
             "answer_tokens": 5,
         }
 
-    def harden_flags(self) -> list[object]:
-        """The same settings as flags of `es2 harden`."""
+    def harden_flags(self, defence: str = "es2") -> list[object]:
+        """The same settings as flags of `es2 harden`; the defence's own are es2's alone."""
         settings = self.settings()
-        sections = {"data": "data", "es2": "loss", "train": "train", "guard": "guard"}
-        flags: list[object] = ["--model", self.model]
-        for section, flag in sections.items():
+        flags: list[object] = ["--model", self.model, "--defence", defence]
+        for section in ("data", "train", "guard"):
             for key, value in settings[section].items():
-                flags += [f"--{flag}.{key.replace('_', '-')}", value]
+                flags += [f"--{section}.{key.replace('_', '-')}", value]
+        if own := settings["defence"].get(defence):
+            flags += ["--settings", *(f"{key}={json.dumps(value)}" for key, value in own.items())]
         return flags
 
 

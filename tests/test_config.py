@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from es2.attacks import Direct, Scav
-from es2.config import Data, Recipe, dump, load_recipe, make_attacks
-from es2.defences.es2 import Es2
+from es2.config import Data, Recipe, dump, load_recipe, make_attacks, make_defence
+from es2.defences import DEFENCES, Es2, SafetySft
 from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
 from es2.pipeline.harden import Guard
@@ -25,23 +25,26 @@ def written(path: Path, text: str) -> Recipe:
 
 
 def assert_same(found: Recipe, expected: Recipe) -> None:
-    """The same experiment, whether or not its attacks' defaults are written out."""
+    """The same experiment, whether or not defaults are written out."""
     assert make_attacks(found.attacks) == make_attacks(expected.attacks)
-    assert replace(found, attacks={}) == replace(expected, attacks={})
+    assert make_defence(found.defence) == make_defence(expected.defence)
+    written_out: dict[str, Any] = {"attacks": {}, "defence": {"es2": {}}}
+    assert replace(found, **written_out) == replace(expected, **written_out)
 
 
 def test_a_model_is_all_that_a_recipe_must_name(tmp_path: Path) -> None:
     recipe = written(tmp_path, "model: smollm2-aligned")
     assert recipe == Recipe(model="smollm2-aligned")
-    assert recipe.es2 == Es2() and recipe.train == TrainSettings()
+    assert make_defence(recipe.defence) == Es2() and recipe.train == TrainSettings()
     assert [attack.name for attack in make_attacks(recipe.attacks)] == ["direct", "scav"]
 
 
 def test_the_dump_writes_every_default_out() -> None:
     plain = yaml.safe_load(dump(Recipe(model="m")))
     assert plain.keys() == {field.name for field in fields(Recipe)}
-    for name, kind in (("data", Data), ("es2", Es2), ("train", TrainSettings), ("guard", Guard)):
+    for name, kind in (("data", Data), ("train", TrainSettings), ("guard", Guard)):
         assert plain[name] == asdict(kind())
+    assert plain["defence"] == {"es2": asdict(Es2())}
     assert plain["seed"] == 0 and plain["layers"] is None
     assert plain["attacks"]["direct"] == asdict(Direct())
     assert plain["attacks"]["scav"] == asdict(Scav()) | {"p0": list(Scav().p0)}
@@ -55,7 +58,7 @@ def test_a_dumped_recipe_is_read_as_it_was(tmp_path: Path) -> None:
         dtype="bfloat16",
         layers=(15, 29),
         data=Data(harmful="a.csv", borderline=None, train=100, test=40),
-        es2=Es2.paper(kl_weight=0.5),
+        defence={"es2_paper": {"kl_weight": 0.5}},
         train=TrainSettings(lr=3e-5, rank=0, scope="critical"),
         guard=Guard(prompts=8, incoherent=0.2),
         attacks={"scav": {"p0": [0.001, 1e-4], "min_accuracy": 0.8}, "direct": {}},
@@ -98,7 +101,7 @@ def test_attacks_take_the_settings_given_and_keep_their_order() -> None:
         ({"data": Data(test=0)}, "data.test is 0"),
         ({"data": Data(train=0)}, "data.train is 0"),
         ({"guard": Guard(tokens=0)}, "guard.tokens is 0"),
-        ({"es2": Es2(kl_weight=-1.0)}, "es2.kl_weight is -1.0"),
+        ({"defence": {"es2": {}, "safety_sft": {}}}, "a run trains one, but 2 are given"),
         ({"answer_tokens": 0}, "answer_tokens is 0"),
     ],
 )
@@ -107,6 +110,39 @@ def test_numbers_that_no_run_can_be_made_with_are_refused(
 ) -> None:
     with pytest.raises(Es2Error, match=said):
         replace(Recipe(model="m"), **changes)
+
+
+def test_a_defence_is_named_or_given_with_its_settings(tmp_path: Path) -> None:
+    named = written(tmp_path, "model: m\ndefence: safety_sft")
+    assert make_defence(named.defence) == SafetySft()
+    given = written(tmp_path, "model: m\ndefence:\n  safety_sft: {ratio: 2}")
+    assert make_defence(given.defence) == SafetySft(ratio=2)
+
+
+@pytest.mark.parametrize("name", sorted(DEFENCES))
+def test_training_is_as_the_defences_source_has_it_where_a_recipe_says_nothing(
+    tmp_path: Path, name: str
+) -> None:
+    published = DEFENCES[name].published
+    recipe = written(tmp_path, f"model: m\ndefence: {name}\ntrain: {{steps: 7}}")
+    assert recipe.train == replace(published, steps=7)
+    assert dump(written(tmp_path, dump(recipe))) == dump(recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("defence: es3", "unknown defence 'es3'"),
+        ("defence: {es2: {leen: 1}}", "defence.es2: no setting 'leen'; there are form"),
+        ("defence: {es2: {kl_weight: -1}}", "defence.es2.kl_weight is -1"),
+        ("defence: {es2: {}, safety_sft: {}}", "a run trains one, but 2 are given"),
+        ("defence: [es2]", "defence: "),
+    ],
+)
+def test_what_is_wrong_with_a_defence_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(Es2Error, match=r"recipe\.yaml: ") as found:
+        written(tmp_path, f"model: m\n{text}")
+    assert said in str(found.value)
 
 
 def test_switching_validation_or_lora_off_is_no_mistake() -> None:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from es2.data.fitting import FitPrompts as FitPrompts
     from es2.data.sources import Prompt as Prompt
     from es2.data.sources import load_prompts as load_prompts
-    from es2.defences.es2 import Es2 as Es2
+    from es2.defences import Defence as Defence
+    from es2.defences import Es2 as Es2
+    from es2.defences import Es2Paper as Es2Paper
     from es2.defences.trainer import TrainSettings as TrainSettings
     from es2.errors import Es2Error as Es2Error
     from es2.judges.coherence import judge as judge
@@ -47,8 +49,10 @@ _HOMES = {
     "Attempt": "es2.attacks",
     "ChatModel": "es2.models.loading",
     "Direct": "es2.attacks",
-    "Es2": "es2.defences.es2",
+    "Defence": "es2.defences",
+    "Es2": "es2.defences",
     "Es2Error": "es2.errors",
+    "Es2Paper": "es2.defences",
     "Evaluation": "es2.pipeline.evaluate",
     "FitPrompts": "es2.data.fitting",
     "Guard": "es2.pipeline.harden",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,8 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from es2.attacks import ATTACKS, Attack
-from es2.defences.es2 import Es2
-from es2.defences.trainer import TrainSettings
+from es2.defences import DEFENCES, Defence
+from es2.defences.trainer import LEAST, TrainSettings
 from es2.errors import Es2Error
 from es2.pipeline.harden import Guard
 
@@ -49,11 +50,11 @@ class Recipe:
         model: an embedded name, a Hub id, a folder, or an adapter folder.
         name: of the run's folder under `runs/`.
         seed: of everything random; `train.seed` gives way to it.
+        defence: its settings, by its name; the one that the run trains.
         dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
         layers: the critical layers; null to find them.
         data: prompts.
-        es2: the loss.
-        train: the training loop.
+        train: the training loop; in a recipe, what is not given is as the defence's source has it.
         guard: when validation calls a model broken.
         attacks: settings of each attack, by its name.
         stale: those of them that also attack fitted on the undefended model alone.
@@ -66,7 +67,7 @@ class Recipe:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     layers: tuple[int, ...] | None = None
     data: Data = Data()
-    es2: Es2 = Es2()
+    defence: dict[str, dict[str, Any]] = field(default_factory=lambda: {"es2": {}})
     train: TrainSettings = TrainSettings()
     guard: Guard = Guard()
     attacks: dict[str, dict[str, Any]] = field(default_factory=lambda: {"direct": {}, "scav": {}})
@@ -79,9 +80,9 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raises an Es2Error for a number that no run can be made with."""
         for name, least in _LEAST.items():
-            value = attrgetter(name)(self)
-            if value is not None and not value >= least:
-                raise Es2Error(f"{name} is {value}, but has to be at least {least}")
+            _check_least(name, attrgetter(name)(self), least)
+        if len(self.defence) != 1:
+            raise Es2Error(f"defence: a run trains one, but {len(self.defence)} are given")
         if strange := sorted(set(self.stale) - set(self.attacks)):
             raise Es2Error(f"stale: {strange[0]!r} is not among the attacks")
         if not self.train.lr > 0:
@@ -93,24 +94,30 @@ _LEAST = {
     "data.train": 1,
     "data.test": 1,
     "data.test_harmless": 1,
-    "es2.kl_weight": 0,
-    "es2.kl_first": 1,
-    "es2.response_tokens": 0,
-    "es2.keep_refusal": 0,
-    "es2.keep_margin": 0,
-    "es2.resist": 0,
-    "es2.reach": 0,
-    "es2.response_distance": 0,
-    "train.steps": 1,
-    "train.batch_size": 1,
-    "train.rank": 0,
-    "train.validate_every": 0,
-    "train.patience": 1,
-    "train.checkpoint_every": 1,
+    **{f"train.{name}": least for name, least in LEAST.items()},
     "guard.prompts": 1,
     "guard.tokens": 1,
 }
 """The least that a setting may be."""
+
+
+def _check_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:
+        raise Es2Error(f"{name} is {value}, but has to be at least {least}")
+
+
+def make_defence(settings: Mapping[str, Mapping[str, Any] | None]) -> Defence:
+    """The defence that a recipe names, with checked settings.
+
+    Raises:
+        Es2Error: for an unknown defence or setting.
+    """
+    ((name, values),) = settings.items()
+    kind = DEFENCES.find(name)
+    defence: Defence = _checked(kind, dict(values or {}), f"defence.{name}: ")
+    for setting, least in getattr(kind, "least", {}).items():
+        _check_least(f"defence.{name}.{setting}", getattr(defence, setting), least)
+    return defence
 
 
 def make_attacks(settings: dict[str, dict[str, Any]]) -> list[Attack]:
@@ -140,11 +147,22 @@ def load_recipe(path: Path) -> Recipe:
     if not isinstance(values, dict):
         raise Es2Error(f"{path}: a recipe is a mapping of settings, at the least `model: NAME`")
     try:
-        recipe: Recipe = _checked(Recipe, values)
+        recipe: Recipe = _checked(Recipe, _of_defence(values))
         make_attacks(recipe.attacks)
+        make_defence(recipe.defence)
     except Es2Error as error:
         raise Es2Error(f"{path}: {error}") from error
     return recipe
+
+
+def _of_defence(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values with a defence that is only named, and what it leaves out of training."""
+    named = values.get("defence", "es2")
+    defence = {named: {}} if isinstance(named, str) else named
+    train = values.get("train") or {}
+    if isinstance(defence, dict) and len(defence) == 1 and isinstance(train, dict):
+        train = asdict(DEFENCES.find(next(iter(defence))).published) | train
+    return values | {"defence": defence, "train": train}
 
 
 def dump(recipe: Recipe) -> str:
@@ -154,6 +172,8 @@ def dump(recipe: Recipe) -> str:
         attack.name: TypeAdapter(type(attack)).dump_python(attack, mode="json")
         for attack in make_attacks(recipe.attacks)
     }
+    defence = make_defence(recipe.defence)
+    plain["defence"] = {defence.name: TypeAdapter(type(defence)).dump_python(defence, mode="json")}
     return yaml.safe_dump(plain, sort_keys=False)
 
 

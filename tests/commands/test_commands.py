@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from es2.attacks import ATTACKS
-from es2.defences.es2 import Es2
+from es2.defences import Es2Paper
 from es2.models.loading import load
 from es2.pipeline import experiment
 from es2.results.store import read_attempts
@@ -121,11 +121,11 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(es2: Work
 
 def test_paper_trains_on_the_published_loss(es2: Workplace) -> None:
     out = es2.path / "paper"
-    flags = es2.harden_flags()
-    done = es2("harden", *flags, "--layers", "2,4", "--paper", "--out", out)
+    flags = es2.harden_flags("es2_paper")
+    done = es2("harden", *flags, "--layers", "2,4", "--out", out)
     assert done.code == 0, done.err
-    written = yaml.safe_load((out / "config.yaml").read_text())["es2"]
-    paper = Es2.paper()
+    written = yaml.safe_load((out / "config.yaml").read_text())["defence"]["es2_paper"]
+    paper = Es2Paper()
     assert written == {name: getattr(paper, name) for name in written}
     for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
         distances = line["distance_2"] + line["distance_4"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from es2.defences.es2 import Es2, Separation
+from es2.defences.es2 import Es2, Es2Paper, Separation
 from es2.defences.margin import refusal_start
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
@@ -27,7 +27,7 @@ LAYERS = (2, 4)
 SETTINGS = TrainSettings(batch_size=3, rank=2, lr=3e-3, seed=1)
 
 FORMS = {
-    "paper": Es2.paper(),
+    "paper": Es2Paper(),
     "default": Es2(),
     "pairs": Es2(form="relative", cap=None),
     "centres": Es2(form="centre", cap=None),
@@ -279,7 +279,7 @@ def test_the_kl_from_cached_states_is_that_of_two_models(own_chat: ChatModel) ->
 
 
 def test_the_papers_form_has_no_remedy() -> None:
-    paper = Es2.paper(kl_weight=2.0, kl_threshold=0.3)
+    paper = Es2Paper(kl_weight=2.0, kl_threshold=0.3)
     assert (paper.form, paper.cap) == ("raw", None)
     assert (paper.keep_refusal, paper.keep_margin, paper.resist) == (0, 0, 0)
     assert paper.response_distance == 0

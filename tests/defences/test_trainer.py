@@ -58,6 +58,7 @@ class Chase:
     killed_at: int | None = None
     poisoned_at: int | None = None
     stops_at: int | None = None
+    settings: TrainSettings = SETTINGS
     steps: list[int] = field(default_factory=list)
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Tensor, dict[str, float]]:

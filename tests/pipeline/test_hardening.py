@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from es2.data.fitting import FitPrompts
-from es2.defences.es2 import Es2
+from es2.defences.base import Material
+from es2.defences.es2 import Es2, Separation
 from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
 from es2.judges.base import Judgement, Verdict
+from es2.judges.refusal import refuses
 from es2.models.generation import generate
 from es2.models.loading import ChatModel, load
 from es2.pipeline import harden as room
-from es2.pipeline.harden import Guard, adapter_off, harden, read_states, separation, validator
+from es2.pipeline.harden import Guard, adapter_off, harden, read_states, validator
 from es2.separation.distance import Form, pair_distance
 from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT, contents
 from tiny import with_lora
@@ -27,6 +29,17 @@ SETTINGS = TrainSettings(steps=3, batch_size=4, rank=2, lr=1e-3, validate_every=
 TERMS = Es2(response_tokens=3, kl_threshold=100.0)
 GUARD = Guard(prompts=4, tokens=4, **LENIENT)
 Tiny = Callable[[str], ChatModel]
+
+
+def separation(
+    chat: ChatModel,
+    layers: tuple[int, ...],
+    terms: Es2,
+    settings: TrainSettings = SETTINGS,
+    told: Callable[[str], bool] = refuses,
+) -> Separation:
+    states = read_states(chat, FIT)
+    return terms.prepare(Material(chat, FIT, states, layers, settings, told, Path()))
 
 
 def answers(chat: ChatModel) -> list[list[int]]:
@@ -42,7 +55,7 @@ def answer_logits(chat: ChatModel) -> torch.Tensor:
 def test_the_hardened_model_is_the_one_that_was_saved(tiny: Tiny, tmp_path: Path) -> None:
     # A path that ends like a folder that does not exist yet.
     out = tmp_path / "new" / "run"
-    hardened = harden(tiny("llama"), out, fit=FIT, terms=TERMS, settings=SETTINGS, guard=GUARD)
+    hardened = harden(tiny("llama"), out, fit=FIT, defence=TERMS, settings=SETTINGS, guard=GUARD)
     assert hardened.adapter == out / "adapter"
     saved = load(str(tiny("llama").name), adapter=hardened.adapter, device="cpu")
     moved = (answer_logits(saved) - answer_logits(tiny("llama"))).abs().max()
@@ -56,7 +69,7 @@ def test_the_hardened_model_is_the_one_that_was_saved(tiny: Tiny, tmp_path: Path
 @pytest.mark.parametrize("family", ["gemma3", "phi3", "qwen3"])
 def test_every_family_can_be_hardened(tiny: Tiny, tmp_path: Path, family: str) -> None:
     short = replace(SETTINGS, steps=1)
-    hardened = harden(tiny(family), tmp_path, fit=FIT, terms=TERMS, settings=short, guard=GUARD)
+    hardened = harden(tiny(family), tmp_path, fit=FIT, defence=TERMS, settings=short, guard=GUARD)
     assert hardened.progress.step == 1
     assert hardened.chosen.layers[-1] == 4
     assert load(str(hardened.adapter), device="cpu").depth == 4
@@ -66,7 +79,7 @@ def test_every_family_can_be_hardened(tiny: Tiny, tmp_path: Path, family: str) -
 def test_distances_are_relative_to_those_of_the_base_in_batches(tiny: Tiny, form: Form) -> None:
     chat = tiny("llama")
     states = read_states(chat, FIT)
-    objective = separation(chat, FIT, states, (2, 4), replace(TERMS, form=form), SETTINGS)
+    objective = separation(chat, (2, 4), replace(TERMS, form=form))
     for layer in (2, 4):
         slow = []
         for start in range(3):  # 12 prompts of each class, 4 a batch
@@ -82,7 +95,7 @@ def test_no_more_is_recorded_than_training_will_see_and_that_from_everywhere(tin
     chat = tiny("llama")
     settings = replace(SETTINGS, steps=1, batch_size=4)
     terms = replace(TERMS, consistent=False)
-    objective = separation(chat, FIT, read_states(chat, FIT), (4,), terms, settings)
+    objective = separation(chat, (4,), terms, settings)
     seen = [chat.template.encode(text) for text in (HARMLESS[0], HARMLESS[3], HARMLESS[6])]
     heads = [
         row[: first + 1]
@@ -92,12 +105,9 @@ def test_no_more_is_recorded_than_training_will_see_and_that_from_everywhere(tin
     assert heads[:3] == seen
 
 
-def test_prompts_on_which_the_base_errs_are_left_out(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_on_which_the_base_errs_are_left_out(tiny: Tiny) -> None:
     chat = tiny("llama")
-    states = read_states(chat, FIT)
-    plain = separation(chat, FIT, states, (4,), replace(TERMS, consistent=False), SETTINGS)
+    plain = separation(chat, (4,), replace(TERMS, consistent=False))
     text = {id(row): chat.template.decode(row[f + 1 :]) for row, f in zip(
         plain.harmful.rows + plain.harmless.rows,
         plain.harmful.firsts + plain.harmless.firsts,
@@ -105,8 +115,7 @@ def test_prompts_on_which_the_base_errs_are_left_out(
     )}  # fmt: skip
     # The base is said to refuse what it does answer so to every other harmful prompt.
     refused = {text[id(row)] for row in plain.harmful.rows[::2]}
-    monkeypatch.setattr(room, "refuses", lambda answer: answer in refused)
-    kept = separation(chat, FIT, states, (4,), TERMS, SETTINGS)
+    kept = separation(chat, (4,), TERMS, told=lambda answer: answer in refused)
     wanted = [row for row in plain.harmful.rows if text[id(row)] in refused]
     assert kept.harmful.rows == wanted and len(wanted) >= 6
     assert kept.harmless.rows == [r for r in plain.harmless.rows if text[id(r)] not in refused]
@@ -114,8 +123,7 @@ def test_prompts_on_which_the_base_errs_are_left_out(
     assert kept.refusal is not None
     assert begun.count(kept.refusal) == max(begun.count(token) for token in begun)
     # A base that refuses nothing is separated all the same, and has no refusal to measure by.
-    monkeypatch.setattr(room, "refuses", lambda answer: False)
-    bare = separation(chat, FIT, states, (4,), TERMS, SETTINGS)
+    bare = separation(chat, (4,), TERMS, told=lambda answer: False)
     assert bare.harmful.rows == plain.harmful.rows
     assert bare.refusal is None
 
@@ -220,7 +228,7 @@ def test_a_kill_while_saving_leaves_the_old_adapter(
 ) -> None:
     chat = tiny("llama")
     short = replace(SETTINGS, steps=1, validate_every=0)
-    harden(chat, tmp_path, fit=FIT, terms=TERMS, settings=short, guard=GUARD)
+    harden(chat, tmp_path, fit=FIT, defence=TERMS, settings=short, guard=GUARD)
     before = contents(tmp_path / "adapter")
 
     def half(chat: ChatModel, folder: Path) -> None:
@@ -230,7 +238,7 @@ def test_a_kill_while_saving_leaves_the_old_adapter(
 
     monkeypatch.setattr(room, "save_adapter", half)
     with pytest.raises(KeyboardInterrupt):
-        harden(tiny("llama"), tmp_path, fit=FIT, terms=TERMS, settings=short, guard=GUARD)
+        harden(tiny("llama"), tmp_path, fit=FIT, defence=TERMS, settings=short, guard=GUARD)
     assert contents(tmp_path / "adapter") == before
     assert not [path for path in tmp_path.iterdir() if "draft" in path.name]
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json as jsonlib
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import tyro
-import yaml
 from rich.console import Console
 
 from es2.attacks import Victim
-from es2.commands.options import Dtype, PromptOptions, load_model
+from es2.commands.options import Dtype, PromptOptions, load_model, named_values
 from es2.config import make_attacks
 from es2.data.sources import load_prompts
 from es2.errors import Es2Error
@@ -71,7 +68,7 @@ def attack(
         raise Es2Error(f"{out} holds attempts already; add --resume or give another --out")
     known = vars(make_attacks({attack: {}})[0])
     common = {"max_new_tokens": max_new_tokens, "seed": seed}
-    values = {name: common[name] for name in known.keys() & common} | parse(settings)
+    values = {name: common[name] for name in known.keys() & common} | named_values(settings)
     chosen = make_attacks({attack: values})[0]
     aimed = load_prompts(prompts, prompt_column=fit.prompt_column, limit=limit, seed=seed)
     to_fit = fit.load(seed)
@@ -110,24 +107,6 @@ def attack(
         print(jsonlib.dumps(plain))
     else:
         Console().print(table(plain))
-
-
-def parse(given: Sequence[str]) -> dict[str, Any]:
-    """Settings from the command line; values are read as YAML, as in a recipe.
-
-    Raises:
-        Es2Error: for one that is not NAME=VALUE.
-    """
-    values: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        try:
-            values[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
-        if not (name and equals and value):
-            raise Es2Error(f"--settings {text!r} is not NAME=VALUE, such as p0=[0.001]")
-    return values
 
 
 def main(argv: list[str]) -> None:

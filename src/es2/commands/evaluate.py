@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from es2.attacks.push import Push
-from es2.commands.attack import parse
+from es2.commands.options import named_values
 from es2.config import make_attacks
 from es2.errors import Es2Error
 from es2.pipeline.evaluate import Evaluation
@@ -51,7 +51,7 @@ def evaluate(
         if value is not None and value < 1:
             raise Es2Error(f"--{name} {value}: has to be at least 1")
     experiment = reopen(run)
-    sweep = make_attacks({"push": {"seed": experiment.recipe.seed} | parse(push)})[0]
+    sweep = make_attacks({"push": {"seed": experiment.recipe.seed} | named_values(push)})[0]
     assert isinstance(sweep, Push)
     asked = Evaluation(
         sets=sets,

@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from es2.attacks import ATTACKS, Attack
-from es2.config import make_attacks
+from es2.config import make_attacks, make_defence
+from es2.defences import DEFENCES, Defence
 from es2.judges import JUDGES
 
 
-def listed(kind: Literal["attacks", "judges"], json: bool = False) -> None:
-    """Names attacks with what each touches and its settings, or judges with what each needs.
+def listed(kind: Literal["attacks", "defences", "judges"], json: bool = False) -> None:
+    """Names attacks with what each touches, defences with their source, judges with what each needs.
 
     Args:
         kind: what to list.
@@ -23,6 +24,9 @@ def listed(kind: Literal["attacks", "judges"], json: bool = False) -> None:
     """
     if kind == "judges":
         _judges(json)
+        return
+    if kind == "defences":
+        _defences(json)
         return
     found = make_attacks({name: {} for name in sorted(ATTACKS)})
     if json:
@@ -36,12 +40,37 @@ def listed(kind: Literal["attacks", "judges"], json: bool = False) -> None:
 
 
 def _record(attack: Attack) -> dict[str, object]:
-    settings = {name: str(value) for name, value in vars(attack).items()}
     return {
         "name": attack.name,
         "threat": attack.threat,
         "what": _what(attack),
-        "settings": settings,
+        "settings": _settings(attack),
+    }
+
+
+def _settings(of: object) -> dict[str, str]:
+    return {name: str(value) for name, value in vars(of).items()}
+
+
+def _defences(json: bool) -> None:
+    found = [make_defence({name: {}}) for name in sorted(DEFENCES)]
+    if json:
+        print(jsonlib.dumps([_defence(one) for one in found]))
+        return
+    table = Table("defence", "what it does", "source", "settings", box=None, pad_edge=False)
+    for one in found:
+        lines = "\n".join(f"{name}={value}" for name, value in _settings(one).items())
+        table.add_row(one.name, _first(type(one)), one.source, lines)
+    Console().print(table)
+
+
+def _defence(one: Defence) -> dict[str, object]:
+    return {
+        "name": one.name,
+        "source": one.source,
+        "what": _first(type(one)),
+        "settings": _settings(one),
+        "train": _settings(one.published),
     }
 
 

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from es2.attacks import Victim
 from es2.attacks.push import Push
-from es2.commands.attack import parse
-from es2.commands.options import Dtype, PromptOptions, load_model
+from es2.commands.options import Dtype, PromptOptions, load_model, named_values
 from es2.config import make_attacks
 from es2.data.fitting import spread
 from es2.data.sources import load_prompts
@@ -65,7 +64,7 @@ def margin(
     """
     if out is not None and (out / "push.json").is_file() and not resume:
         raise Es2Error(f"{out} holds a sweep already; add --resume or give another --out")
-    push = make_attacks({"push": {"seed": seed} | parse(settings)})[0]
+    push = make_attacks({"push": {"seed": seed} | named_values(settings)})[0]
     assert isinstance(push, Push)
     found = load_prompts(prompts, prompt_column=fit.prompt_column, seed=seed)
     aimed, to_fit = spread(found, limit), fit.load(seed)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import yaml
 
 from es2.data.fitting import FitPrompts, Splits, fit_prompts, split_three_ways
 from es2.data.sources import load_prompts, split_classes
+from es2.errors import Es2Error
 from es2.models.loading import ChatModel, load
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -69,3 +72,21 @@ class PromptOptions:
 def load_model(name: str, dtype: Dtype, device: str | None) -> ChatModel:
     """The model a command names."""
     return load(name, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
+
+
+def named_values(given: Sequence[str]) -> dict[str, Any]:
+    """Settings from the command line; values are read as YAML, as in a recipe.
+
+    Raises:
+        Es2Error: for one that is not NAME=VALUE.
+    """
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            values[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not (name and equals and value):
+            raise Es2Error(f"--settings {text!r} is not NAME=VALUE, such as seed=3")
+    return values

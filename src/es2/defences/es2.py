@@ -2,7 +2,7 @@
 
 Source: arXiv 2603.20206. The loss is the sum over the critical layers of the negated mean distance
 between harmful and harmless embeddings, plus lambda times the KL from the base model on harmless
-inputs; training stops when that KL passes a threshold. `Es2.paper()` is that form. The other options
+inputs; training stops when that KL passes a threshold. `Es2Paper` is that form. The other options
 are remedies for what the plain loss gets wrong (see docs/concepts.md).
 """
 
@@ -10,24 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.margin import refusal_margin
-from es2.defences.reference import Reference, kl_from
+from es2.defences.base import DEFENCES, Material
+from es2.defences.margin import refusal_margin, refusal_start
+from es2.defences.reference import Reference, kl_from, record
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
 from es2.models.activations import Edit
 from es2.models.blocks import logits
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
-from es2.separation.distance import Form, class_distance, distance_term
+from es2.progress import bar
+from es2.separation.distance import Form, batch_distance, class_distance, distance_term
 
 
+@DEFENCES.register
 @dataclass(frozen=True)
 class Es2:
-    """The terms of the loss.
+    """Embedding space separation with remedies for what the plain loss gets wrong.
 
     Attributes:
         form: all pairs' distance, `raw` (the paper's) or `relative` to the base model's; or the
@@ -51,6 +55,10 @@ class Es2:
         reach: how far at most it is moved, in distances between the classes' centres.
     """
 
+    name: ClassVar[str] = "es2"
+    source: ClassVar[str] = "Zhao, Wang and Shen, arXiv 2603.20206, and this project's remedies"
+    published: ClassVar[TrainSettings] = TrainSettings()
+    keeps: ClassVar[str] = "distance"
     form: Form = "centre"
     cap: float | None = 2.5
     kl_weight: float = 20.0
@@ -66,22 +74,75 @@ class Es2:
     resist: float = 1.0
     reach: float = 1.5
 
-    @classmethod
-    def paper(cls, kl_weight: float = 1.0, kl_threshold: float = 0.05) -> Es2:
-        """The published loss and no remedy. Lambda and the threshold are not known to us."""
-        return cls(
-            form="raw",
-            cap=None,
-            kl_weight=kl_weight,
-            kl_threshold=kl_threshold,
-            kl_prompt=True,
-            kl_first=1.0,
-            response_tokens=0,
-            keep_refusal=0.0,
-            keep_margin=0.0,
-            resist=0.0,
-            consistent=False,
+    least: ClassVar[Mapping[str, float]] = {
+        "kl_weight": 0,
+        "kl_first": 1,
+        "response_tokens": 0,
+        "keep_refusal": 0,
+        "keep_margin": 0,
+        "resist": 0,
+        "reach": 0,
+        "response_distance": 0,
+    }
+
+    def prepare(self, material: Material) -> Separation:
+        """Records what the base does on the training prompts, and its distances."""
+        chat, size = material.chat, material.settings.batch_size
+        texts = material.seen(material.fit.harmful), material.seen(material.fit.harmless)
+        with bar("recording the base model's answers", sum(map(len, texts))) as advance:
+            harmful, harmless = (
+                record(chat, group, self.response_tokens, self.kl_prompt, advance)
+                for group in texts
+            )
+        refusals = _told(material, harmful, True)
+        if self.consistent:
+            harmful = _consistent(refusals, harmful)
+            harmless = _consistent(_told(material, harmless, False), harmless)
+        bad, good = material.states.harmful, material.states.harmless
+        distances = {
+            layer: batch_distance(bad[:, layer - 1], good[:, layer - 1], self.form, size)
+            for layer in material.layers
+        }
+        start = refusal_start(refusals)
+        return Separation(
+            self, material.settings, material.layers, harmful, harmless, distances, start
         )
+
+
+@DEFENCES.register
+@dataclass(frozen=True)
+class Es2Paper(Es2):
+    """The published loss and no remedy. Lambda and the threshold are not known to us."""
+
+    name: ClassVar[str] = "es2_paper"
+    source: ClassVar[str] = "Zhao, Wang and Shen, arXiv 2603.20206"
+    form: Form = "raw"
+    cap: float | None = None
+    kl_weight: float = 1.0
+    kl_threshold: float = 0.05
+    kl_prompt: bool = True
+    kl_first: float = 1.0
+    response_tokens: int = 0
+    keep_refusal: float = 0.0
+    keep_margin: float = 0.0
+    resist: float = 0.0
+    consistent: bool = False
+
+
+def _told(material: Material, reference: Reference, refused: bool) -> Reference:
+    """The rows whose recorded response refuses, or those that do not."""
+    rows = zip(reference.rows, reference.firsts, strict=True)
+    decode = material.chat.template.decode
+    said = [material.refuses(decode(row[first + 1 :])) for row, first in rows]
+    return reference.subset([index for index, told in enumerate(said) if told == refused])
+
+
+def _consistent(kept: Reference, whole: Reference) -> Reference:
+    """What is kept of a record, unless hardly anything is.
+
+    A base that is not aligned refuses nothing: separation then has to do without its refusals.
+    """
+    return kept if len(kept) >= len(whole) / 4 else whole
 
 
 @dataclass

@@ -1,107 +1,153 @@
 """Safety tuning by supervised fine-tuning (STL): refuse harmful prompts, answer harmless ones.
 
-Source: Bianchi et al., "Safety-Tuned LLaMAs" (arXiv 2309.07875). There, answers to harmless prompts
-are copied; here the model is held to itself on them by KL, at every token that it might have said.
+Source: Bianchi et al., "Safety-Tuned LLaMAs" (arXiv 2309.07875): a few refusals mixed into ordinary
+instructions, cross-entropy on the response. The answers to harmless prompts are the model's own, so
+that tuning teaches it nothing but to refuse; `soft` holds it to itself on them at every token that it
+might have said, by KL.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.defences.base import DEFENCES, Material
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.trainer import TrainSettings, batch_indices
 from es2.models.blocks import logits
-from es2.models.forward import forward
+from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
+from es2.progress import bar
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
+@DEFENCES.register
 @dataclass(frozen=True)
 class SafetySft:
-    """Cross-entropy of a refusal on harmful rows, and KL from the model as it was on harmless ones.
+    """Supervised safety tuning: cross-entropy of a refusal, and of the model's own answers.
 
     Attributes:
-        harmful: token rows, harmful prompt then refusal; with the index where the refusal starts.
-        harmless: what the model does on harmless prompts.
-        settings: `batch_size` harmful rows a step.
-        ratio: harmless rows for each harmful one.
-        keep: weight of the KL.
+        refusal: the response to every harmful prompt.
+        ratio: harmless rows for each harmful one. Published: 20 000 to at most 2000.
+        soft: harmless rows are held by KL from the model as it was, instead of cross-entropy.
+        keep: weight of the harmless rows' loss.
         first: weight of the first response token, which decides between refusal and answer, against
             1 for every other.
+        answer_tokens: length of the model's own answers.
     """
 
-    harmful: Sequence[tuple[list[int], int]]
-    harmless: Reference
-    settings: TrainSettings
-    ratio: int = 1
+    name: ClassVar[str] = "safety_sft"
+    source: ClassVar[str] = "Bianchi et al., arXiv 2309.07875"
+    # 3 epochs of 22 000 rows in batches of 128; here a step has `batch_size` harmful rows.
+    published: ClassVar[TrainSettings] = TrainSettings(
+        steps=516, batch_size=12, lr=3e-4, rank=8, alpha=16, validate_every=0
+    )
+    keeps: ClassVar[str] = "last"
+    refusal: str = REFUSAL
+    ratio: int = 10
+    soft: bool = False
     keep: float = 1.0
     first: float = 1.0
+    answer_tokens: int = 48
+
+    least: ClassVar[Mapping[str, float]] = {"ratio": 1, "keep": 0, "first": 0, "answer_tokens": 1}
+
+    def prepare(self, material: Material) -> Tuning:
+        """Token rows to train on."""
+        size, fit = material.settings.batch_size, material.fit
+        good = material.seen(fit.harmless, self.ratio * size)
+        bad = material.seen(fit.harmful)
+        with bar("the model's own answers", len(good)) as advance:
+            return self.rows(material.chat, bad, good, material.settings, advance)
+
+    def rows(
+        self,
+        chat: ChatModel,
+        harmful: Sequence[str],
+        harmless: Sequence[str],
+        settings: TrainSettings,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Tuning:
+        """Refusals for harmful prompts, the model's own answers for others.
+
+        Args:
+            chat: the model as it is.
+            harmful: prompts to refuse.
+            harmless: prompts to answer as before.
+            settings: of the training loop.
+            progress: called with the number of harmless prompts answered.
+        """
+        template, stop = chat.template, min(chat.stop_ids)
+        refused = [
+            ([*template.encode(prompt, self.refusal), stop], len(template.encode(prompt)))
+            for prompt in harmful
+        ]
+        answered = record(chat, harmless, self.answer_tokens, progress=progress)
+        return Tuning(self, settings, refused, answered)
+
+
+@dataclass
+class Tuning:
+    """Safety tuning's objective for the trainer.
+
+    Attributes:
+        terms: the loss.
+        settings: of the training loop; `batch_size` harmful rows a step.
+        harmful: token rows, harmful prompt then refusal; with the index where the refusal starts.
+        harmless: what the model does on harmless prompts.
+    """
+
+    terms: SafetySft
+    settings: TrainSettings
+    harmful: Sequence[tuple[list[int], int]]
+    harmless: Reference
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Weighed mean cross-entropy over the refusals' tokens, plus the KL on harmless rows."""
-        size, seed = self.settings.batch_size, self.settings.seed
+        """Weighed mean cross-entropy over the refusals' tokens, plus what holds harmless rows."""
+        terms, size, seed = self.terms, self.settings.batch_size, self.settings.seed
         bad = [self.harmful[i] for i in batch_indices(len(self.harmful), size, step, seed)]
-        good = batch_indices(len(self.harmless), self.ratio * size, step, seed + 1)
+        good = batch_indices(len(self.harmless), terms.ratio * size, step, seed + 1)
         rows = [row for row, _ in bad] + [self.harmless.rows[i] for i in good]
-        starts = [start - 1 for _, start in bad] + [self.harmless.starts[i] for i in good]
-        out = forward(chat, rows, keep=min(starts))
+        begins = [start for _, start in bad] + [self.harmless.firsts[i] + 1 for i in good]
+        out = forward(chat, rows, keep=min(begins) - 1)
+        refusal, first = self._cross_entropy(chat, out, rows, begins, range(len(bad)))
+        metrics = {"cross_entropy": float(refusal.detach()), "first": first}
+        if terms.soft:
+            kept = kl_from(self.harmless, good, chat, out, len(bad), terms.first)
+            metrics["kl"] = float(kept.detach())
+        else:
+            places = range(len(bad), len(rows))
+            kept, _ = self._cross_entropy(chat, out, rows, begins, places)
+            metrics["cross_entropy_harmless"] = float(kept.detach())
+        return refusal + terms.keep * kept, metrics
+
+    def _cross_entropy(
+        self,
+        chat: ChatModel,
+        out: Forward,
+        rows: Sequence[Sequence[int]],
+        begins: Sequence[int],
+        places: range,
+    ) -> tuple[Float[Tensor, ""], float]:
+        """Of some rows' responses, weighed; and of their first tokens alone."""
         assert out.final is not None
-        places = [(i, p) for i, (row, start) in enumerate(bad) for p in range(start, len(row))]
-        hidden = out.at(out.final, [i for i, _ in places], [p - 1 for _, p in places])
-        targets = torch.tensor([rows[i][p] for i, p in places], device=hidden.device)
+        tokens = [(i, p) for i in places for p in range(begins[i], len(rows[i]))]
+        hidden = out.at(out.final, [i for i, _ in tokens], [p - 1 for _, p in tokens])
+        targets = torch.tensor([rows[i][p] for i, p in tokens], device=hidden.device)
         each = torch.nn.functional.cross_entropy(
             logits(chat.model, hidden), targets, reduction="none"
         )
-        opening = torch.tensor([p == bad[i][1] for i, p in places], device=hidden.device)
-        weights = torch.where(opening, self.first, 1.0)
-        refusal = (weights * each).sum() / weights.sum()
-        kept = kl_from(self.harmless, good, chat, out, len(bad), self.first)
-        metrics = {
-            "cross_entropy": float(refusal.detach()),
-            "first": float(each.detach()[opening].mean()),
-            "kl": float(kept.detach()),
-        }
-        return refusal + self.keep * kept, metrics
+        opening = torch.tensor([p == begins[i] for i, p in tokens], device=hidden.device)
+        weights = torch.where(opening, self.terms.first, 1.0)
+        mean = (weights * each).sum() / weights.sum()
+        return mean, float(each.detach()[opening].mean())
 
     def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Never before the step limit."""
         return None
-
-
-def prepare(
-    chat: ChatModel,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
-    settings: TrainSettings,
-    answer_tokens: int = 48,
-    ratio: int = 1,
-    keep: float = 1.0,
-    first: float = 1.0,
-    progress: Callable[[int], None] = lambda done: None,
-) -> SafetySft:
-    """Token rows to train on: refusals for harmful prompts, the model's own answers for others.
-
-    Args:
-        chat: the model as it is.
-        harmful: prompts to refuse.
-        harmless: prompts to answer as before.
-        settings: of the training loop.
-        answer_tokens: along how much of its own answer the model is held to itself.
-        ratio: harmless rows for each harmful one.
-        keep: weight of the KL.
-        first: weight of the first response token.
-        progress: called with the number of harmless prompts answered.
-    """
-    template, stop = chat.template, min(chat.stop_ids)
-    refused = [
-        ([*template.encode(prompt, REFUSAL), stop], len(template.encode(prompt)))
-        for prompt in harmful
-    ]
-    answered = record(chat, harmless, answer_tokens, progress=progress)
-    return SafetySft(refused, answered, settings, ratio, keep, first)

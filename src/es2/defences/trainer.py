@@ -60,7 +60,12 @@ class TrainSettings:
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a defence minimises."""
+    """What a defence minimises; a dataclass, so that its settings can be replaced."""
+
+    @property
+    def settings(self) -> TrainSettings:
+        """Of the training loop."""
+        ...
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The loss of the batch of a step, and what to log of it."""
@@ -77,13 +82,25 @@ class Validation:
 
     Attributes:
         metrics: to be logged.
-        score: greater is better, and above 0; the best checkpoint has the greatest.
+        score: greater is better, and above 0; the best checkpoint has the greatest. None: the last
+            that is not broken is the best.
         broken: why the model must not be kept as it is, or None.
     """
 
     metrics: dict[str, float]
-    score: float
+    score: float | None
     broken: str | None = None
+
+
+LEAST: Mapping[str, float] = {
+    "steps": 1,
+    "batch_size": 1,
+    "rank": 0,
+    "validate_every": 0,
+    "patience": 1,
+    "checkpoint_every": 1,
+}
+"""The least that training settings may be."""
 
 
 @dataclass
@@ -236,8 +253,9 @@ def train(
         if validate and every and (last or progress.step % every == 0):
             verdict = validate(chat)
             line |= {f"validation_{name}": value for name, value in verdict.metrics.items()}
-            if not verdict.broken and verdict.score > progress.best_score:
-                progress.best_score, progress.best_step = verdict.score, progress.step
+            better = verdict.score is None or verdict.score > progress.best_score
+            if better and not verdict.broken:
+                progress.best_score, progress.best_step = verdict.score or 0.0, progress.step
                 best = {name: p.detach().clone() for name, p in parameters.items()}
             line["broken"] = verdict.broken
             if verdict.broken and broken_in_a_row(progress.history) >= settings.patience:

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from es2.attacks.base import Victim
-from es2.config import Recipe, load_recipe
+from es2.config import Recipe, load_recipe, make_defence
 from es2.data.fitting import FitPrompts, Splits, fit_prompts, split_three_ways, spread
 from es2.data.sources import load_prompts
+from es2.defences import Defence
 from es2.errors import Es2Error
 from es2.judges.coherence import CalibratedJudge, Limits, calibrate
 from es2.models.loading import ChatModel, load
@@ -99,6 +100,11 @@ class Experiment:
         return None if name == "auto" else getattr(torch, name)
 
     @cached_property
+    def defence(self) -> Defence:
+        """What is trained, with its settings."""
+        return make_defence(self.recipe.defence)
+
+    @cached_property
     def leaks(self) -> list[Leak]:
         """Test prompts that also stand, exactly or nearly, among those fitted on."""
         return find_leaks(evaluated_prompts(self.prompts), fitted_prompts(self.prompts))
@@ -137,7 +143,7 @@ class Experiment:
         fit = self.prompts.probe_fit
         return {
             "base": Victim(self.base, fit, lambda base, fit: self.base_states, self.base),
-            "es2": Victim(self.defended, fit, read_states, self.base),
+            self.defence.name: Victim(self.defended, fit, read_states, self.base),
         }
 
 

@@ -1,4 +1,4 @@
-"""From a chat model to a hardened one: find layers, record the base, separate, validate, save."""
+"""From a chat model to a hardened one: find layers, prepare the defence, train, validate, save."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
 from es2.data.fitting import FitPrompts, bundled_fit, spread
-from es2.defences.es2 import Es2, Separation
-from es2.defences.margin import refusal_start
-from es2.defences.reference import Reference, record
+from es2.defences.base import Defence, Material
+from es2.defences.es2 import Es2
 from es2.defences.trainer import (
+    Objective,
     Progress,
     TrainSettings,
     Validation,
@@ -35,7 +36,7 @@ from es2.judges.refusal import refuses
 from es2.models.generation import generate, out_of_memory
 from es2.models.loading import ChatModel
 from es2.progress import bar
-from es2.separation.distance import batch_distance, pair_distance
+from es2.separation.distance import pair_distance
 from es2.separation.layers import Chosen, choose, given, survey
 from es2.separation.probe import ClassStates, class_states, prompt_states
 
@@ -84,27 +85,28 @@ def harden(
     *,
     fit: FitPrompts | None = None,
     layers: tuple[int, ...] | None = None,
-    terms: Es2 = Es2(),
-    settings: TrainSettings = TrainSettings(),
+    defence: Defence = Es2(),
+    settings: TrainSettings | None = None,
     guard: Guard = Guard(),
     limits: Limits = Limits(),
     states: ClassStates | None = None,
     resume: bool = False,
 ) -> Hardened:
-    """Hardens a chat model by embedding space separation and saves the result under `out`.
+    """Hardens a chat model, by embedding space separation or otherwise; saves the result under `out`.
 
     Args:
         chat: the model as it is; training attaches a LoRA to it, or changes its weights at rank 0.
         out: folder for `adapter/`, `metrics.jsonl` and `checkpoints/`.
         fit: prompts to train on and, held out, to validate on; None for es2's own.
         layers: the critical layers; None to find them.
-        terms: the loss.
-        settings: of the training loop.
+        defence: what to train on, with its settings.
+        settings: of the training loop; None for the defence's own.
         guard: when validation calls the model broken.
         limits: of coherence, in validation.
         states: the model's states on `fit`, if they are known already.
         resume: go on from the last checkpoint under `out`.
     """
+    settings = settings or defence.published
     if settings.rank == 0 and chat.inner.dtype != torch.float32:
         raise Es2Error(
             "full fine-tuning needs float32 weights: load the model with --dtype float32"
@@ -114,18 +116,19 @@ def harden(
         states = read_states(chat, (fit or bundled_fit(borderline=False)).at_most(200))
     fit = fit or bundled_fit()
     chosen = choose(survey(states)) if layers is None else given(layers, chat.depth)
-    objective = separation(chat, fit, states, chosen.layers, terms, settings)
+    material = Material(chat, fit, states, chosen.layers, settings, refuses, out)
+    objective = defence.prepare(material)
     validate = None
     if settings.validate_every:
         copied = None if settings.rank else copy.deepcopy(chat)
-        validate = validator(chat, fit, guard, chosen.layers, limits, copied)
+        validate = validator(chat, fit, guard, chosen.layers, limits, copied, defence.keeps)
     if settings.rank:
         chat = attach_lora(chat, settings, chosen.layers)
     else:
         unfreeze(chat)
     objective = fitting_memory(chat, objective)
     settings = objective.settings
-    with bar("separating", settings.steps) as advance:
+    with bar(f"training {defence.name}", settings.steps) as advance:
         progress = train(
             chat,
             objective,
@@ -141,7 +144,7 @@ def harden(
     return Hardened(chat, chosen, progress, adapter)
 
 
-def fitting_memory(chat: ChatModel, objective: Separation) -> Separation:
+def fitting_memory(chat: ChatModel, objective: Objective) -> Objective:
     """The objective with the largest batch, of its own size halved, whose step fits into memory.
 
     Steps are doubled with each halving, so that training sees as many prompts. A CPU has no limit
@@ -158,7 +161,7 @@ def fitting_memory(chat: ChatModel, objective: Separation) -> Separation:
             smaller = replace(
                 settings, batch_size=settings.batch_size // 2, steps=settings.steps * 2
             )
-            objective = replace(objective, settings=smaller)
+            objective = replace(cast(Any, objective), settings=smaller)
         finally:
             chat.model.zero_grad(set_to_none=True)
     return objective
@@ -171,51 +174,6 @@ def read_states(chat: ChatModel, fit: FitPrompts) -> ClassStates:
         return class_states(chat, fit, advance)
 
 
-def separation(
-    chat: ChatModel,
-    fit: FitPrompts,
-    states: ClassStates,
-    layers: tuple[int, ...],
-    terms: Es2,
-    settings: TrainSettings,
-) -> Separation:
-    """ES2's objective for a model: what the base does on the training prompts, recorded."""
-    size = settings.batch_size
-    count = settings.steps * size
-    texts = spread(fit.harmful, count), spread(fit.harmless, count)
-    with bar("recording the base model's answers", sum(map(len, texts))) as advance:
-        harmful, harmless = (
-            record(chat, group, terms.response_tokens, terms.kl_prompt, advance) for group in texts
-        )
-    refusals = _told(chat, harmful, True)
-    if terms.consistent:
-        harmful = _consistent(refusals, harmful)
-        harmless = _consistent(_told(chat, harmless, False), harmless)
-    bad, good = states.harmful, states.harmless
-    distances = {
-        layer: batch_distance(bad[:, layer - 1], good[:, layer - 1], terms.form, size)
-        for layer in layers
-    }
-    return Separation(
-        terms, settings, layers, harmful, harmless, distances, refusal_start(refusals)
-    )
-
-
-def _told(chat: ChatModel, reference: Reference, refused: bool) -> Reference:
-    """The rows whose recorded response refuses, or those that do not."""
-    rows = zip(reference.rows, reference.firsts, strict=True)
-    said = [refuses(chat.template.decode(row[first + 1 :])) for row, first in rows]
-    return reference.subset([index for index, told in enumerate(said) if told == refused])
-
-
-def _consistent(kept: Reference, whole: Reference) -> Reference:
-    """What is kept of a record, unless hardly anything is.
-
-    A base that is not aligned refuses nothing: separation then has to do without its refusals.
-    """
-    return kept if len(kept) >= len(whole) / 4 else whole
-
-
 def validator(
     chat: ChatModel,
     fit: FitPrompts,
@@ -223,14 +181,15 @@ def validator(
     layers: Sequence[int],
     limits: Limits = Limits(),
     base: ChatModel | None = None,
+    keeps: str = "distance",
 ) -> Callable[[ChatModel], Validation]:
     """Compares held-out prompts' answers and distances with those of the model as it is now.
 
     Coherence is judged by the base: by the model in training with its adapter switched off, or by
     `base` where there is no adapter.
 
-    The best checkpoint is the one with the greatest distance, relative to the base's and at the
-    layer where that is least, among those that are not broken.
+    Among the checkpoints that are not broken, the best is the one with the greatest distance,
+    relative to the base's and at the layer where that is least; or the last, see `Defence.keeps`.
     """
     groups = {
         "": spread(fit.held_harmful, guard.prompts),
@@ -263,7 +222,7 @@ def validator(
         now = measure(model, base or model)
         ratio = min(now[f"distance_{layer}"] / before[f"distance_{layer}"] for layer in layers)
         broken = _broken(now, before, guard)
-        return Validation(now, ratio, broken)
+        return Validation(now, ratio if keeps == "distance" else None, broken)
 
     return validate
 
@@ -296,9 +255,12 @@ def _share(judgements: Sequence[Judgement], verdict: Verdict) -> float:
 
 
 def _note(progress: Progress, layers: Sequence[int]) -> str:
+    """What is worth seeing of the last step, whatever the defence logs."""
     line = progress.history[-1]
-    ratios = "/".join(f"{line[f'distance_ratio_{layer}']:.1f}" for layer in layers)
-    return f"distance x{ratios}  KL {line['kl']:.3f}  {1 / line['seconds']:.2f} steps/s"
+    ratios = [f"{line[f'distance_ratio_{n}']:.1f}" for n in layers if f"distance_ratio_{n}" in line]
+    shown = [f"distance x{'/'.join(ratios)}" if ratios else f"loss {line['loss']:.3f}"]
+    shown += [f"KL {line['kl']:.3f}"] if "kl" in line else []
+    return "  ".join([*shown, f"{1 / line['seconds']:.2f} steps/s"])
 
 
 def _save_whole(chat: ChatModel, folder: Path) -> None:

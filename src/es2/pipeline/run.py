@@ -81,7 +81,7 @@ def hardening(experiment: Experiment) -> None:
             folder.path,
             fit=experiment.prompts.fit,
             layers=chosen.layers,
-            terms=recipe.es2,
+            defence=experiment.defence,
             settings=replace(recipe.train, seed=recipe.seed),
             guard=recipe.guard,
             limits=experiment.judge.limits,
@@ -170,9 +170,10 @@ def drifting(experiment: Experiment) -> None:
 
 def write_results(path: Path, recipe: Recipe, moved: Drift, notes: Sequence[str] = ()) -> None:
     """`results.json` from the records; `notes` are what a reader has to know of the prompts."""
+    (defence,) = recipe.defence
     attacks = make_attacks(recipe.attacks)
     published = {label(one, s): one.published for one in attacks for s in (False, True)}
     results = summarise(read_attempts(path), published)
     results = with_drift(results, "base", 0.0, 1.0)
-    results = with_drift(results, "es2", moved.kl, moved.perplexity_ratio)
+    results = with_drift(results, defence, moved.kl, moved.perplexity_ratio)
     write_json(path / "results.json", results.model_copy(update={"notes": list(notes)}))

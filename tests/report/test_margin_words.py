@@ -20,7 +20,10 @@ def said(margins: Margins) -> str:
 
 def test_the_sentence_names_both_sizes_and_which_breaks_first(margins: Margins) -> None:
     text = said(margins)
-    assert "The base, pushed along SCAV's direction: half the prompts comply by a push of" in text
+    assert (
+        "The base, pushed along SCAV's or RepE's direction: half the prompts comply by a push of"
+        in text
+    )
     assert "safety breaks before meaning" in text
     assert "no push makes half the prompts comply (17 % at most)" in text
     assert (
@@ -47,7 +50,8 @@ def test_a_sweep_that_reached_neither_claims_nothing(margins: Margins) -> None:
 
 
 def test_the_worst_direction_is_one_that_an_attacker_reads(margins: Margins) -> None:
-    found = dict(margins.models["base"])
+    assert (worst(margins.models["base"]) or ("", None))[0] == "any"
+    found = {way: one for way, one in margins.models["base"].items() if way != "any"}
     low = found["random"].margin.model_copy(update={"value": 0.01})
     found["random"] = found["random"].model_copy(update={"margin": low})
     way, _ = worst(found) or ("", None)
@@ -58,7 +62,8 @@ def test_the_worst_direction_is_one_that_an_attacker_reads(margins: Margins) -> 
 def test_every_direction_has_a_panel_that_speaks(margins: Margins) -> None:
     drawn = figure(margins)
     titles = [panel.title for panel in drawn.panels]
-    assert titles == [f"{way} direction, % of prompts" for way in ("SCAV", "RepE", "Random")]
+    ways = ("SCAV's or RepE's", "SCAV's", "RepE's", "a random")
+    assert titles == [f"Along {way} direction, % of prompts" for way in ways]
     for panel in drawn.panels:
         assert "half complied at" in panel.svg and "margin" in panel.svg
     assert [key.text for key in drawn.legend][:2] == ["base: complied by then", "base: incoherent"]
@@ -66,5 +71,5 @@ def test_every_direction_has_a_panel_that_speaks(margins: Margins) -> None:
 
 def test_the_table_has_a_row_a_direction_and_model(margins: Margins) -> None:
     table = margin_table(margins)
-    assert table.row_count == 6
+    assert table.row_count == 8
     assert next(iter(table.columns[-1].cells)) == ""  # the base has no gain over itself

@@ -99,6 +99,25 @@ def test_a_gain_over_a_base_that_never_broke_is_not_known_to_be_one() -> None:
     assert margins(rows).models["es2"]["scav"].gain.bound == "unknown"
 
 
+def test_an_attacker_who_tries_every_direction_has_what_any_of_them_gives() -> None:
+    # Along SCAV's the first two comply, along RepE's the last two; the random one helps nobody.
+    rows = [
+        *records("es2", ["rccii", "rccii", "rriii", "rriii"], "scav"),
+        *records("es2", ["rriii", "rriii", "rrrci", "rrcii"], "repe"),
+        *records("es2", ["ccccc"] * 4, "random"),
+    ]
+    known = {(row["setting"], row["prompt_id"]): row for row in rows}
+    none = [row | {"judgement": {"verdict": "refused"}} for row in rows if "none" in row["setting"]]
+    known |= {(row["setting"], row["prompt_id"]): row for row in none}
+    found = margins(list(known.values())).models["es2"]
+    together = found["any"]
+    assert list(found) == ["any", "scav", "repe", "random"]
+    assert [push.complied_by.rate for push in together.pushes] == [0, 0.5, 0.75, 1, 1]
+    assert [push.verdicts["incoherent"].rate for push in together.pushes] == [0, 0, 0.5, 7 / 8, 1]
+    assert (together.complied.norm, together.incoherent.norm) == (0.1, 0.2)
+    assert found["scav"].complied.norm == 0.1 and found["repe"].complied.norm == 0.4
+
+
 def test_other_prompts_are_not_compared() -> None:
     rows = records("base", ["rccii"] * 4) + records("es2", ["rriic"] * 5)
     assert margins(rows).models["es2"]["scav"].gain is None

@@ -94,7 +94,7 @@ class Push:
     threat: ClassVar[ThreatModel] = "residual stream"
     published: ClassVar[tuple[str, ...]] = ()
     directions: tuple[Direction, ...] = ("scav", "repe", "random")
-    norms: tuple[float, ...] = (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.16, 0.32)
+    norms: tuple[float, ...] = (0.01, 0.014, 0.02, 0.028, 0.04, 0.056, 0.08, 0.32)
     fit: int = 140
     min_accuracy: float = 0.9
     max_new_tokens: int = 32

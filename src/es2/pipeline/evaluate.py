@@ -56,13 +56,13 @@ class Evaluation:
     """
 
     sets: tuple[str, ...] = ("borderline", "xstest")
-    answer_tokens: int = 32
+    answer_tokens: int = 24
     questions: Path | None = None
     gpqa: str | None = None
     tasks: tuple[str, ...] = ()
     limit: int | None = None
     push: Push = field(default_factory=Push)
-    pushed: int = 24
+    pushed: int = 36
     force: bool = False
 
 

@@ -13,17 +13,17 @@ from es2.report import figures
 from es2.report.formats import NONE, SPACE, decimal, name, percent
 from es2.report.page import environment
 from es2.report.panels import Figures, Key, Panel
-from es2.results.margin import DirectionMargin, HalfNorm, Margins, PushResult, Ratio
+from es2.results.margin import ANY, READ, DirectionMargin, HalfNorm, Margins, PushResult, Ratio
 from es2.results.rates import Rate
 
-DIRECTIONS = {"scav": "SCAV", "repe": "RepE", "random": "random"}
-_READ = ("scav", "repe")
-"""Directions that an attacker reads off the model."""
+DIRECTIONS = {ANY: "SCAV's or RepE's", "scav": "SCAV's", "repe": "RepE's", "random": "a random"}
 
 
 def worst(directions: Mapping[str, DirectionMargin]) -> tuple[str, DirectionMargin] | None:
-    """The attacker's direction with the least margin; None if none was swept."""
-    known = [(key, directions[key]) for key in _READ if key in directions]
+    """The attacker who tries every direction, or the one with the least margin; None without any."""
+    if ANY in directions:
+        return ANY, directions[ANY]
+    known = [(key, directions[key]) for key in READ if key in directions]
     return min(known, key=lambda pair: pair[1].margin.value, default=None)
 
 
@@ -62,7 +62,7 @@ def sentence(margins: Margins) -> str:
         elif swept.margin.low <= 1 <= swept.margin.high:
             verdict += ", though the interval holds 1"
         parts.append(
-            f"{'The base' if key == 'base' else name(key)}, pushed along {DIRECTIONS[way]}'s "
+            f"{'The base' if key == 'base' else name(key)}, pushed along {DIRECTIONS[way]} "
             f"direction: {safety}, {meaning}: "
             f"margin {ratio(swept.margin)}, {verdict}."
         )
@@ -77,12 +77,12 @@ def figure(margins: Margins) -> Figures:
         swept = {key: of[way] for key, of in margins.models.items() if way in of}
         if swept:
             curves = {key: _curves(of.pushes) for key, of in swept.items()}
-            label = f"Pushed along {title}'s direction: " + "; ".join(
+            label = f"Pushed along {title} direction: " + "; ".join(
                 f"{name(key)}: half complied at {half(of.complied)}, half incoherent at "
                 f"{half(of.incoherent)}, margin {ratio(of.margin)}"
                 for key, of in swept.items()
             )
-            heading = f"{title[:1].upper()}{title[1:]} direction, % of prompts"
+            heading = f"Along {title} direction, % of prompts"
             panels.append(Panel(heading, Markup(figures.margin(curves, f"{label}."))))
     legend = [
         Key(

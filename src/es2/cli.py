@@ -17,8 +17,9 @@ COMMANDS = {
     "margin": "push embeddings harder and harder: does meaning break before safety?",
     "capability": "measure what a model knows, beside its base, on MMLU-Pro, GPQA or your questions",
     "evaluate": "measure drift, over-refusal, capability and the safety margin of a finished run",
+    "compare": "run or gather several defences and seeds into one table and one report",
     "judge": "let several judges read a run's answers, and compare them",
-    "list": "list the attacks and the judges there are",
+    "list": "list the attacks, the defences and the judges there are",
     "run": "run a recipe from model to report",
     "report": "write the HTML report of a run again",
 }

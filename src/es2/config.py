@@ -31,6 +31,7 @@ class Data:
         test: at most this many harmful test prompts to attack with; null for all.
         test_harmless: at most this many harmless and this many borderline test prompts to measure
             costs on; null for all.
+        seed: of the cut of your own files into splits; null for the run's.
     """
 
     harmful: str = "harmful"
@@ -40,6 +41,7 @@ class Data:
     train: int | None = None
     test: int | None = None
     test_harmless: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,18 @@ class Recipe:
         model: an embedded name, a Hub id, a folder, or an adapter folder.
         name: of the run's folder under `runs/`.
         seed: of everything random; `train.seed` gives way to it.
-        defence: its settings, by its name; the one that the run trains.
+        defence: its settings, by its name; the one that the run trains. Empty: the run measures the
+            undefended model alone.
         dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
         layers: the critical layers; null to find them.
         data: prompts.
         train: the training loop; in a recipe, what is not given is as the defence's source has it.
         guard: when validation calls a model broken.
         attacks: settings of each attack, by its name.
+        limits: at most so many of the test prompts, spread evenly, for an attack that takes long.
         stale: those of them that also attack fitted on the undefended model alone.
         answer_tokens: length of an answer to a harmless prompt.
+        base: measure the undefended model too.
     """
 
     model: str
@@ -71,8 +76,10 @@ class Recipe:
     train: TrainSettings = TrainSettings()
     guard: Guard = Guard()
     attacks: dict[str, dict[str, Any]] = field(default_factory=lambda: {"direct": {}, "scav": {}})
+    limits: dict[str, int] = field(default_factory=dict)
     stale: tuple[str, ...] = ()
     answer_tokens: int = 24
+    base: bool = True
 
     # Read by pydantic: a misspelt key is an error, not a silently ignored one.
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -81,10 +88,15 @@ class Recipe:
         """Raises an Es2Error for a number that no run can be made with."""
         for name, least in _LEAST.items():
             _check_least(name, attrgetter(name)(self), least)
-        if len(self.defence) != 1:
+        if len(self.defence) > 1:
             raise Es2Error(f"defence: a run trains one, but {len(self.defence)} are given")
-        if strange := sorted(set(self.stale) - set(self.attacks)):
-            raise Es2Error(f"stale: {strange[0]!r} is not among the attacks")
+        for setting in ("stale", "limits"):
+            if strange := sorted(set(getattr(self, setting)) - set(self.attacks)):
+                raise Es2Error(f"{setting}: {strange[0]!r} is not among the attacks")
+        for name, limit in self.limits.items():
+            _check_least(f"limits.{name}", limit, 1)
+        if not (self.base or self.defence):
+            raise Es2Error("base: false, but no defence is given: nothing is left to measure")
         if not self.train.lr > 0:
             raise Es2Error(f"train.lr is {self.train.lr}, but has to be above 0")
 
@@ -107,14 +119,14 @@ def _check_least(name: str, value: float | None, least: float) -> None:
 
 
 def make_defence(settings: Mapping[str, Mapping[str, Any] | None]) -> Defence:
-    """The defence that a recipe names, with checked settings.
+    """The one defence that a recipe names, with checked settings.
 
     Raises:
         Es2Error: for an unknown defence or setting.
     """
     ((name, values),) = settings.items()
     kind = DEFENCES.find(name)
-    defence: Defence = _checked(kind, dict(values or {}), f"defence.{name}: ")
+    defence: Defence = checked(kind, dict(values or {}), f"defence.{name}: ")
     for setting, least in getattr(kind, "least", {}).items():
         _check_least(f"defence.{name}.{setting}", getattr(defence, setting), least)
     return defence
@@ -128,7 +140,7 @@ def make_attacks(settings: dict[str, dict[str, Any]]) -> list[Attack]:
     """
     attacks = []
     for name, values in settings.items():
-        attacks.append(_checked(ATTACKS.find(name), values or {}, f"attacks.{name}: "))
+        attacks.append(checked(ATTACKS.find(name), values or {}, f"attacks.{name}: "))
     return attacks
 
 
@@ -138,6 +150,23 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         Es2Error: naming the file, the key and what is wrong with it.
     """
+    values = read_yaml(path)
+    try:
+        recipe: Recipe = checked(Recipe, _of_defence(values))
+        make_attacks(recipe.attacks)
+        if recipe.defence:
+            make_defence(recipe.defence)
+    except Es2Error as error:
+        raise Es2Error(f"{path}: {error}") from error
+    return recipe
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe's values as they are written.
+
+    Raises:
+        Es2Error: if the file is missing or no mapping in YAML.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -146,13 +175,7 @@ def load_recipe(path: Path) -> Recipe:
         raise Es2Error(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise Es2Error(f"{path}: a recipe is a mapping of settings, at the least `model: NAME`")
-    try:
-        recipe: Recipe = _checked(Recipe, _of_defence(values))
-        make_attacks(recipe.attacks)
-        make_defence(recipe.defence)
-    except Es2Error as error:
-        raise Es2Error(f"{path}: {error}") from error
-    return recipe
+    return values
 
 
 def _of_defence(values: dict[str, Any]) -> dict[str, Any]:
@@ -172,12 +195,18 @@ def dump(recipe: Recipe) -> str:
         attack.name: TypeAdapter(type(attack)).dump_python(attack, mode="json")
         for attack in make_attacks(recipe.attacks)
     }
-    defence = make_defence(recipe.defence)
-    plain["defence"] = {defence.name: TypeAdapter(type(defence)).dump_python(defence, mode="json")}
+    if recipe.defence:
+        one = make_defence(recipe.defence)
+        plain["defence"] = {one.name: TypeAdapter(type(one)).dump_python(one, mode="json")}
     return yaml.safe_dump(plain, sort_keys=False)
 
 
-def _checked(kind: type, values: dict[str, Any], where: str = "") -> Any:
+def checked(kind: type, values: dict[str, Any], where: str = "") -> Any:
+    """A dataclass of settings from plain values.
+
+    Raises:
+        Es2Error: for an unknown or unfit setting, named after `where`.
+    """
     known = [setting.name for setting in fields(kind)]
     if strange := [key for key in values if key not in known]:
         raise Es2Error(f"{where}no setting {strange[0]!r}; there are {', '.join(known)}")

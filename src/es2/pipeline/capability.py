@@ -13,7 +13,7 @@ from es2.results.capability import (
     ANSWERS,
     CAPABILITY,
     CapabilityResults,
-    benchmark_result,
+    benchmarks,
 )
 from es2.results.store import append_records, read_records, write_json
 
@@ -80,11 +80,6 @@ def measure_capability(
                     if (name, task.name, item.index) not in done
                 ],
             )
-    results = results.model_copy(update={"benchmarks": _benchmarks(read_records(path))})
+    results = results.model_copy(update={"benchmarks": benchmarks(read_records(path))})
     write_json(folder / CAPABILITY, results)
     return results
-
-
-def _benchmarks(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    names = dict.fromkeys(answer["benchmark"] for answer in answers)
-    return {name: benchmark_result(a for a in answers if a["benchmark"] == name) for name in names}

@@ -26,7 +26,7 @@ from es2.pipeline.judging import judge_run
 from es2.pipeline.leaks import check_leaks
 from es2.pipeline.margin import measure_margins
 from es2.pipeline.over_refusal import measure_over_refusal
-from es2.pipeline.run import drifting
+from es2.pipeline.run import drifting, write_results
 from es2.progress import console
 from es2.report.build import build
 from es2.results.answers import AnswerFile
@@ -113,8 +113,9 @@ def set_name(source: str) -> str:
 def drifting_by_span(experiment: Experiment) -> None:
     """Drift, where the run's own is missing or from before it was told span by span."""
     path = experiment.folder.path / "drift.json"
-    if not (path.is_file() and "response" in read_json(path)):
+    if experiment.recipe.defence and not (path.is_file() and "response" in read_json(path)):
         drifting(experiment)
+        write_results(experiment)
 
 
 def refusing(experiment: Experiment, asked: Evaluation, sets: dict[str, list[Prompt]]) -> None:

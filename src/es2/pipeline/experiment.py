@@ -53,7 +53,8 @@ def load_all(recipe: Recipe) -> Prompts:
         if source is None:
             return Splits([], [], [])
         read = partial(load_prompts, source, prompt_column=data.prompt_column, harmful=harmful)
-        found = split_three_ways(lambda split: read(split=split), source, recipe.seed)
+        seed = recipe.seed if data.seed is None else data.seed
+        found = split_three_ways(lambda split: read(split=split), source, seed)
         limit = data.test if harmful else data.test_harmless
         return found if limit is None else replace(found, test=spread(found.test, limit))
 
@@ -141,10 +142,12 @@ class Experiment:
     def victims(self) -> dict[str, Victim]:
         """The models to measure, by the name that results give them."""
         fit = self.prompts.probe_fit
-        return {
-            "base": Victim(self.base, fit, lambda base, fit: self.base_states, self.base),
-            self.defence.name: Victim(self.defended, fit, read_states, self.base),
-        }
+        found = {}
+        if self.recipe.base:
+            found["base"] = Victim(self.base, fit, lambda base, fit: self.base_states, self.base)
+        if self.recipe.defence:
+            found[self.defence.name] = Victim(self.defended, fit, read_states, self.base)
+        return found
 
 
 def reopen(path: Path) -> Experiment:
@@ -159,6 +162,7 @@ def reopen(path: Path) -> Experiment:
     recipe = load_recipe(path / "config.yaml")
     settings = (path / "config.yaml").read_text(encoding="utf-8")
     folder = RunFolder(path, settings, read_json(path / "run.json"))
-    if not ((path / "adapter").is_dir() or (path / "model").is_dir()):
+    trained = (path / "adapter").is_dir() or (path / "model").is_dir()
+    if recipe.defence and not trained:
         raise Es2Error(f"{path}: holds no hardened model yet; go on with es2 run --resume")
     return Experiment(recipe, folder, load_all(recipe))

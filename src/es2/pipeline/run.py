@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from es2.capability.drift import Drift, drift
+from es2.capability.drift import drift
 from es2.config import Recipe, make_attacks
+from es2.data.fitting import spread
 from es2.data.sources import Prompt
 from es2.defences.reference import record
 from es2.pipeline.attack import attack_model, label
@@ -75,6 +76,9 @@ def hardening(experiment: Experiment) -> None:
         write_json(
             folder.path / "layers.json", {"chosen": chosen.record(), "curves": {"base": curve}}
         )
+    if not recipe.defence:
+        folder.note(stopped="nothing is trained")
+        return
     with folder.stage("harden"):
         hardened = harden(
             base,
@@ -127,7 +131,7 @@ def geometry(experiment: Experiment) -> None:
 
 def attacking(experiment: Experiment) -> None:
     """Every attack, refitted on every model, and on the base where asked: `attempts.jsonl`."""
-    recipe, aimed = experiment.recipe, experiment.prompts.harmful.test
+    recipe, prompts = experiment.recipe, experiment.prompts.harmful.test
     with experiment.folder.stage("attack"):
         judge = experiment.judge
         for name, victim in experiment.victims.items():
@@ -135,6 +139,7 @@ def attacking(experiment: Experiment) -> None:
                 victims = [victim]
                 if attack.name in recipe.stale and name != "base":
                     victims.append(replace(victim, stale=True))
+                aimed = spread(prompts, recipe.limits.get(attack.name, len(prompts)))
                 for known in victims:
                     attack_model(name, known, judge, attack, aimed, experiment.folder.path)
 
@@ -151,11 +156,13 @@ def costs(experiment: Experiment) -> None:
             }
             for kind, group in groups.items():
                 measure_refusals(name, victim.chat, judge, kind, group, recipe.answer_tokens, path)
-        drifting(experiment)
+        if recipe.defence:
+            drifting(experiment)
+        write_results(experiment)
 
 
 def drifting(experiment: Experiment) -> None:
-    """Drift from the base on held-out harmless prompts: `drift.json`, and with it `results.json`."""
+    """Drift from the base on held-out harmless prompts: `drift.json`."""
     recipe, path = experiment.recipe, experiment.folder.path
     texts = [prompt.text for prompt in experiment.prompts.harmless.test]
     with bar("drift from the base", len(texts)) as advance:
@@ -164,16 +171,23 @@ def drifting(experiment: Experiment) -> None:
         )
         moved = drift(experiment.base, experiment.defended, reference)
     write_json(path / "drift.json", asdict(moved))
-    leaks = experiment.folder.record.get("overlap", [])
-    write_results(path, recipe, moved, [note(leak) for leak in leaks])
 
 
-def write_results(path: Path, recipe: Recipe, moved: Drift, notes: Sequence[str] = ()) -> None:
-    """`results.json` from the records; `notes` are what a reader has to know of the prompts."""
-    (defence,) = recipe.defence
+def write_results(experiment: Experiment) -> None:
+    """`results.json` from the records and the drift, with what a reader has to know of the prompts."""
+    recipe, path = experiment.recipe, experiment.folder.path
+    results = summarise(read_attempts(path), published_settings(recipe))
+    if recipe.base:
+        results = with_drift(results, "base", 0.0, 1.0)
+    if recipe.defence:
+        moved = read_json(path / "drift.json")["response"]
+        name = experiment.defence.name
+        results = with_drift(results, name, moved["kl"], moved["perplexity_ratio"])
+    notes = [note(leak) for leak in experiment.folder.record.get("overlap", [])]
+    write_json(path / RESULTS, results.model_copy(update={"notes": notes}))
+
+
+def published_settings(recipe: Recipe) -> dict[str, Sequence[str]]:
+    """Each attack's published settings, by its name in the records."""
     attacks = make_attacks(recipe.attacks)
-    published = {label(one, s): one.published for one in attacks for s in (False, True)}
-    results = summarise(read_attempts(path), published)
-    results = with_drift(results, "base", 0.0, 1.0)
-    results = with_drift(results, defence, moved.kl, moved.perplexity_ratio)
-    write_json(path / "results.json", results.model_copy(update={"notes": list(notes)}))
+    return {label(one, stale): one.published for one in attacks for stale in (False, True)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from es2.report import figures, formats, margin, panels
+from es2.report import comparison, figures, formats, margin, panels
 from es2.report.change import Change
 from es2.report.comparisons import comparisons, counted
 from es2.report.evaluation import drift_rows, leaks, refusal_sets
@@ -19,6 +19,7 @@ from es2.report.page import environment, write_page
 from es2.report.reading import RunFolder, attacks, models, number, read_run
 from es2.report.samples import sample, visible
 from es2.results.capability import CapabilityResults
+from es2.results.comparison import rows
 from es2.results.margin import Margins
 from es2.results.over_refusal import OverRefusal
 from es2.results.schema import Dsr, Results
@@ -70,7 +71,10 @@ def render(folder: RunFolder, title: str) -> str:
             (k, m.attacks[attack]) for k, m in measured.items() if attack in m.attacks
         ],
         findings=findings(results),
-        key_figures=[*margin_figures(folder.margin), *key_figures(results)],
+        key_figures=[]
+        if folder.members
+        else [*margin_figures(folder.margin), *key_figures(results)],
+        contest=contest(folder),
         margin=margin.figure(folder.margin) if folder.margin else None,
         margin_finding=margin.sentence(folder.margin) if folder.margin else "",
         refusal_rows=refusal_sets(folder.refusal),
@@ -92,6 +96,23 @@ def render(folder: RunFolder, title: str) -> str:
         facts=facts(folder.run),
         palette=figures.PALETTE,
     )
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What the report shows of a comparison."""
+
+    sentence: str
+    figure: panels.Figures | None
+    grids: list[comparison.Grid]
+
+
+def contest(folder: RunFolder) -> Contest | None:
+    """The comparison that a folder holds; None for a run."""
+    if folder.members is None:
+        return None
+    found = rows(folder.members, folder.results, folder.refusal, folder.capability, folder.margin)
+    return Contest(comparison.sentence(found), comparison.figure(found), comparison.grids(found))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,12 @@ _FURTHER = (
     Look("third", "-.", "s"),
     Look("fourth", ":", "D"),
     Look("fifth", "--", "v"),
+    Look("third", "-", "^", hollow=True),
+    Look("fourth", "-", "s", hollow=True),
+    Look("fifth", "-", "D", hollow=True),
+    Look("third", "--", "v", hollow=True),
+    Look("fourth", "--", "^"),
+    Look("fifth", "-.", "o"),
 )
 
 
@@ -221,6 +227,37 @@ def margin(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Rate]]]], lab
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticklabels([f"{100 * t:.2g}" if t != unpushed else "0" for t in ticks])
         axes.set_xlabel("push, % of the norm")
+        return _svg(figure, label)
+
+
+def trade_off(
+    points: Mapping[str, tuple[str, float, float]], frontier: Sequence[str], label: str
+) -> str:
+    """Safety against cost, a point a model; a line joins those that nobody beats in both.
+
+    Args:
+        points: by label: the model whose look it has, cost and safety, both as shares.
+        frontier: labels of those on the frontier.
+        label: what the figure shows, for those who cannot see it.
+    """
+    with _panel(1.6 * _WIDTH, 1.4 * _HEIGHT) as (figure, axes):
+        known = looks(list(dict.fromkeys(model for model, _, _ in points.values())))
+        steps = sorted((100 * points[one][1], 100 * points[one][2]) for one in frontier)
+        axes.step(
+            [x for x, _ in steps],
+            [y for _, y in steps],
+            where="post",
+            color=PALETTE["muted"],
+            linewidth=0.8,
+            dashes=(2, 2),
+            zorder=0.5,
+        )
+        for model, cost, safety in points.values():
+            _line(axes, [(100 * cost, 100 * safety)], known[model], markers=True)
+        axes.set_ylim(-3, 103)
+        axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("safe prompts declined, %")
         return _svg(figure, label)
 
 

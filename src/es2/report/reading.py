@@ -14,12 +14,13 @@ from pydantic import BaseModel, ValidationError
 
 from es2.errors import Es2Error
 from es2.results.capability import CapabilityResults
+from es2.results.comparison import COMPARISON, Members
 from es2.results.margin import Margins
 from es2.results.opinions import Judges
 from es2.results.over_refusal import OverRefusal
 from es2.results.rates import Rate
 from es2.results.schema import DefenceResult, Dsr, Results
-from es2.results.store import read_results
+from es2.results.store import read_model, read_results
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -45,6 +46,7 @@ class RunFolder:
         refusal: over-refusal.
         capability: what the models know.
         judges: what other judges made of the attempts.
+        members: who takes part in a comparison; None for a run.
         absent: why a file's part of the report is left out, by the file's name.
     """
 
@@ -61,6 +63,7 @@ class RunFolder:
     refusal: OverRefusal | None
     capability: CapabilityResults | None
     judges: Judges | None
+    members: Members | None
     absent: Mapping[str, str]
 
 
@@ -88,8 +91,14 @@ def read_run(run: Path) -> RunFolder:
         refusal=_optional_model(run / "over_refusal.json", OverRefusal, absent),
         capability=_optional_model(run / "capability.json", CapabilityResults, absent),
         judges=_optional_model(run / "judges.json", Judges, absent),
+        members=_members(run / COMPARISON),
         absent=absent,
     )
+
+
+def _members(path: Path) -> Members | None:
+    """A run is none the poorer for being no comparison."""
+    return read_model(path, Members) if path.is_file() else None
 
 
 def models(results: Results) -> dict[str, DefenceResult]:

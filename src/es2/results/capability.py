@@ -74,6 +74,13 @@ class CapabilityResults(Record):
     benchmarks: dict[str, BenchmarkResult] = Field(default_factory=dict)
 
 
+def benchmarks(answers: Iterable[Answer]) -> dict[str, BenchmarkResult]:
+    """Every benchmark that there are answers to, by its name."""
+    answers = list(answers)
+    names = dict.fromkeys(answer["benchmark"] for answer in answers)
+    return {name: benchmark_result(a for a in answers if a["benchmark"] == name) for name in names}
+
+
 def benchmark_result(answers: Iterable[Answer]) -> BenchmarkResult:
     """All models' answers to one benchmark, as rates and their paired difference.
 

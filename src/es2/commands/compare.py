@@ -1,0 +1,62 @@
+"""`es2 compare`: several defences of one model, measured alike, in one table and one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from es2.errors import Es2Error
+from es2.pipeline.compare import compare as compare_defences
+from es2.pipeline.compare import gather_runs
+from es2.pipeline.comparison import load_comparison
+from es2.report.comparison import sentence, tables
+from es2.report.reading import read_run
+from es2.results.comparison import rows
+
+
+def compare(
+    recipe: Annotated[Path | None, tyro.conf.Positional] = None,
+    runs: tuple[Path, ...] = (),
+    out: Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Runs a comparison's members that are not there yet, or gathers runs, and prints the tables.
+
+    Args:
+        recipe: a YAML file with `defences`; those shipped are in recipes/.
+        runs: instead of a recipe, folders that es2 run has written, to be gathered.
+        out: the folder; default runs/NAME; needed for --runs.
+        resume: go on with a comparison that was interrupted; what is done is not done again.
+        force: measure on test prompts that are fitted on too; the results say so.
+        json: print results.json on standard output, and nothing else.
+    """
+    if (recipe is None) == (not runs):
+        raise Es2Error("give a recipe with defences, or --runs with run folders to gather")
+    if recipe is not None:
+        found = load_comparison(recipe)
+        folder = compare_defences(found, out or Path("runs") / found.run.name, resume, force)
+    elif out is None:
+        raise Es2Error("--runs needs --out, the folder to gather into")
+    else:
+        folder = gather_runs(runs, out)
+    if json:
+        print((folder / "results.json").read_text(encoding="utf-8"))
+        return
+    run = read_run(folder)
+    assert run.members is not None
+    table = rows(run.members, run.results, run.refusal, run.capability, run.margin)
+    console = Console(highlight=False)
+    for one in tables(table):
+        console.print(one)
+    console.print(sentence(table), soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def main(argv: list[str]) -> None:
+    """Parses the command line."""
+    tyro.cli(compare, args=argv, prog="es2 compare")

@@ -1,0 +1,183 @@
+"""Several defences measured alike and gathered into one folder, one table and one report.
+
+Every defence and seed is a run of its own under `members/`, as `es2 run` makes it, and so is the
+undefended model, which is measured once. What they hold is then gathered into a folder that reads like
+a run's, with `comparison.json` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from es2.config import Recipe, dump, load_recipe
+from es2.errors import Es2Error
+from es2.pipeline.comparison import BASE, Comparison
+from es2.pipeline.evaluate import OVER_REFUSAL, evaluate
+from es2.pipeline.experiment import Experiment, reopen
+from es2.pipeline.margin import MARGIN
+from es2.pipeline.run import published_settings, run
+from es2.progress import console
+from es2.report.build import build
+from es2.results.capability import ANSWERS, CAPABILITY, CapabilityResults, benchmarks
+from es2.results.comparison import COMPARISON, Member, Members
+from es2.results.margin import margins
+from es2.results.over_refusal import over_refusal
+from es2.results.store import (
+    ATTEMPTS,
+    RESULTS,
+    read_attempts,
+    read_json,
+    read_model,
+    read_records,
+    write_json,
+    write_text,
+)
+from es2.results.summary import summarise, with_drift
+
+MEMBERS = "members"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model's share of a run folder.
+
+    Attributes:
+        label: its name in the comparison.
+        folder: of its run.
+        name: its name there.
+        recipe: of its run.
+    """
+
+    label: str
+    folder: Path
+    name: str
+    recipe: Recipe
+
+    def records(self, file: str, key: str = "defence") -> Iterator[dict[str, Any]]:
+        """The model's records in one of the folder's files, under its name in the comparison."""
+        for record in read_records(self.folder / file):
+            if record[key] == self.name:
+                yield {**record, key: self.label}
+
+
+def compare(comparison: Comparison, out: Path, resume: bool = False, force: bool = False) -> Path:
+    """Runs what has not been run, gathers everything, reports, and returns the folder.
+
+    Args:
+        comparison: what to run.
+        out: the folder.
+        resume: go on with an interrupted comparison; what is done is not done again.
+        force: measure on prompts that are fitted on too; the results say so.
+
+    Raises:
+        Es2Error: if the folder holds members already, unless resumed.
+    """
+    if (out / MEMBERS).is_dir() and not resume:
+        raise Es2Error(f"{out} holds a comparison already; add --resume or give another --out")
+    members = comparison.members()
+    for place, (label, recipe) in enumerate(members.items(), 1):
+        console.print(f"{place} of {len(members)}: {label}", style="bold", markup=False)
+        folder = run(recipe, out / MEMBERS / label, resume=True, force=force)
+        if comparison.evaluate is not None:
+            evaluate(reopen(folder), comparison.evaluate)
+    return gather([_part(label, out / MEMBERS / label) for label in members], out)
+
+
+def gather_runs(runs: Sequence[Path], out: Path) -> Path:
+    """Compares runs that `es2 run` has made: the first one's base, and every run's defence.
+
+    Raises:
+        Es2Error: if they are not of the same model, data and attacks, or two have one name.
+    """
+    experiments = [reopen(path) for path in runs]
+    first = experiments[0]
+    parts = [Part(BASE, first.folder.path, BASE, first.recipe)]
+    for path, one in zip(runs, experiments, strict=True):
+        if different := _differs(first.recipe, one.recipe):
+            raise Es2Error(f"{path}: has other {different} than {runs[0]}; they cannot be compared")
+        if one.recipe.defence:
+            parts.append(_own(path.name, one))
+    if len({part.label for part in parts}) < len(parts):
+        raise Es2Error("two runs have the same folder name; rename one")
+    return gather(parts, out)
+
+
+def gather(parts: Sequence[Part], out: Path) -> Path:
+    """One folder out of many: records under the comparison's names, rates from the records."""
+    for file in (ATTEMPTS, f"over_refusal/{ATTEMPTS}", f"margin/{ATTEMPTS}"):
+        _merge(out / file, (record for part in parts for record in part.records(file)))
+    _merge(out / ANSWERS, (record for part in parts for record in part.records(ANSWERS, "model")))
+    results = summarise(read_attempts(out), published_settings(parts[0].recipe))
+    notes: dict[str, None] = {}
+    for part in parts:
+        notes |= dict.fromkeys(read_json(part.folder / RESULTS)["notes"])
+        moved = {"kl": 0.0, "perplexity_ratio": 1.0}
+        if part.label != BASE:
+            moved = read_json(part.folder / "drift.json")["response"]
+        results = with_drift(results, part.label, moved["kl"], moved["perplexity_ratio"])
+    write_json(out / RESULTS, results.model_copy(update={"notes": list(notes)}))
+    if pushed := read_attempts(out / "margin"):
+        write_json(out / MARGIN, margins(pushed))
+    if asked := read_attempts(out / "over_refusal"):
+        write_json(out / OVER_REFUSAL, over_refusal(asked))
+    _gather_capability(parts, out)
+    write_json(out / COMPARISON, Members(members={part.label: _member(part) for part in parts}))
+    write_text(out / "config.yaml", dump(parts[0].recipe))
+    write_json(out / "run.json", read_json(parts[0].folder / "run.json"))
+    build(out)
+    return out
+
+
+def _gather_capability(parts: Sequence[Part], out: Path) -> None:
+    answers = read_records(out / ANSWERS)
+    if not answers:
+        return
+    known = read_model(parts[0].folder / CAPABILITY, CapabilityResults)
+    names = {part.label: part.label for part in parts}
+    update = {"models": names, "benchmarks": benchmarks(answers)}
+    write_json(out / CAPABILITY, known.model_copy(update=update))
+
+
+def _merge(path: Path, records: Iterator[Mapping[str, Any]]) -> None:
+    """Writes records anew, if there are any: gathering again repeats none."""
+    if lines := [json.dumps(record) for record in records]:
+        write_text(path, "\n".join(lines) + "\n")
+
+
+def _member(part: Part) -> Member:
+    record = read_json(part.folder / "run.json")
+    training = record.get("stages", {}).get("harden", {})
+    if part.label == BASE:
+        return Member(folder=str(part.folder))
+    return Member(
+        defence=part.name,
+        seed=part.recipe.seed,
+        folder=str(part.folder),
+        stopped=record.get("stopped"),
+        steps=record.get("steps"),
+        kept=record.get("best_step"),
+        train_seconds=training.get("seconds"),
+        peak_memory_mb=training.get("peak_memory_mb"),
+    )
+
+
+def _part(label: str, folder: Path) -> Part:
+    recipe = load_recipe(folder / "config.yaml")
+    (name,) = recipe.defence or (BASE,)
+    return Part(label, folder, name, recipe)
+
+
+def _own(label: str, experiment: Experiment) -> Part:
+    return Part(label, experiment.folder.path, experiment.defence.name, experiment.recipe)
+
+
+def _differs(one: Recipe, other: Recipe) -> str | None:
+    """What two runs ought to have in common and do not."""
+    for setting in ("model", "data", "attacks", "limits", "answer_tokens"):
+        if getattr(one, setting) != getattr(other, setting):
+            return setting.replace("_", " ")
+    return None

@@ -1,0 +1,130 @@
+"""A comparison's settings: several defences of one model, on the same data, attacks and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+
+from es2.config import Recipe, checked, make_attacks, make_defence, read_yaml
+from es2.defences import DEFENCES
+from es2.defences.trainer import TrainSettings
+from es2.errors import Es2Error
+from es2.pipeline.evaluate import Evaluation
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One defence in a comparison.
+
+    Attributes:
+        defence: its name; null if the comparison calls it by that.
+        settings: its own.
+        train: what differs from the defence's published training.
+        seeds: of training; null for the comparison's.
+        layers: the critical layers; null to find them.
+    """
+
+    defence: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several defences of one model, measured alike.
+
+    Attributes:
+        run: what all of them have in common; its own defence counts for nothing, its seed cuts your
+            files into splits.
+        defences: who takes part, by the name that tables give them.
+        seeds: of training, for those that name none.
+        evaluate: what `es2 evaluate` would measure; null for attacks and costs alone.
+    """
+
+    run: Recipe
+    defences: dict[str, Contestant]
+    seeds: tuple[int, ...] = (0,)
+    evaluate: Evaluation | None = None
+
+    def members(self) -> dict[str, Recipe]:
+        """Every run that the comparison is made of, by its name in tables: the base, then the rest.
+
+        A defence that is trained with several seeds has one run for each, `NAME@SEED`.
+        """
+        run = self.run
+        data = replace(run.data, seed=run.seed if run.data.seed is None else run.data.seed)
+        common = replace(run, data=data, defence={}, stale=())
+        found = {BASE: replace(common, name=BASE)}
+        for label, one in self.defences.items():
+            name = one.defence or label
+            seeds = self.seeds if one.seeds is None else one.seeds
+            train = checked(
+                TrainSettings,
+                asdict(DEFENCES.find(name).published) | one.train,
+                f"defences.{label}.train: ",
+            )
+            for seed in seeds:
+                own = label if len(seeds) == 1 else f"{label}@{seed}"
+                found[own] = replace(
+                    common,
+                    name=own,
+                    seed=seed,
+                    defence={name: one.settings},
+                    train=train,
+                    layers=one.layers or run.layers,
+                    stale=run.stale,
+                    base=False,
+                )
+        return found
+
+
+def load_comparison(path: Path) -> Comparison:
+    """Reads and checks a comparison: a recipe with `defences` instead of `defence`.
+
+    Raises:
+        Es2Error: naming the file, the key and what is wrong with it.
+    """
+    values = read_yaml(path)
+    try:
+        if not values.get("defences"):
+            raise Es2Error("no defences to compare; give `defences: {es2: {}, ...}`")
+        own: dict[str, Any] = {
+            name: values.pop(name) for name in ("defences", "seeds", "evaluate") if name in values
+        }
+        for key in ("defence", "train", "base"):
+            if key in values:
+                raise Es2Error(f"{key}: belongs under one of the defences")
+        own["defences"] = {
+            label: checked(Contestant, dict(one or {}), f"defences.{label}: ")
+            for label, one in own["defences"].items()
+        }
+        if own.get("evaluate") is not None:
+            own["evaluate"] = _evaluation(own["evaluate"])
+        found: Comparison = checked(Comparison, {"run": checked(Recipe, values), **own})
+        make_attacks(found.run.attacks)
+        for label, one in found.defences.items():
+            if label == BASE or "@" in label or "/" in label:
+                raise Es2Error(f"defences.{label}: `base`, `@` and `/` have meanings of their own")
+            make_defence({one.defence or label: one.settings})
+        found.members()
+    except Es2Error as error:
+        raise Es2Error(f"{path}: {error}") from error
+    return found
+
+
+def _evaluation(values: Mapping[str, Any]) -> Evaluation:
+    values = dict(values)
+    if "push" in values:
+        values["push"] = make_attacks({"push": values["push"]})[0]
+    found: Evaluation = checked(Evaluation, values, "evaluate: ")
+    return found

@@ -1,0 +1,156 @@
+"""The comparison of defences for readers: safety against cost, and who is on the frontier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from es2.report import figures
+from es2.report.formats import NONE, decimal, duration, interval, memory, name, percent
+from es2.report.margin import ratio
+from es2.report.panels import Figures, Panel, legend
+from es2.results.comparison import Row, frontier, seed_spread
+from es2.results.rates import Rate
+
+Cell = Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table: a row a model.
+
+    Attributes:
+        title: above it.
+        heads: of the columns, the models' own first.
+        rows: cells as text.
+    """
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def title_of(label: str) -> str:
+    """A model's name for readers; a seed stands behind it."""
+    own, _, seed = label.partition("@")
+    return f"{name(own)}, seed {seed}" if seed else name(own)
+
+
+def grids(rows: Sequence[Row]) -> list[Grid]:
+    """Defence success in both readings, and costs."""
+    attacks = list(dict.fromkeys(attack for row in rows for attack in row.attacks))
+    judged: dict[str, Cell] = {"worst attack": _worst}
+    keyword: dict[str, Cell] = {}
+    for attack in attacks:
+        keyword[name(attack)] = lambda row, of=attack: _dsr(row, of, 0)  # type: ignore[misc]
+        judged[name(attack)] = lambda row, of=attack: _dsr(row, of, 1)  # type: ignore[misc]
+    costs: dict[str, Cell] = {
+        "safe prompts declined": lambda row: _rate(row.refused),
+        "harmless refused": lambda row: _rate(row.result.cost.over_refusal),
+        "harmless incoherent": lambda row: _rate(row.result.cost.incoherent),
+        "KL, nats": lambda row: decimal(row.result.cost.kl),
+        "perplexity ×": lambda row: decimal(row.result.cost.perplexity_ratio),
+        "accuracy": lambda row: _rate(row.accuracy),
+        "safety margin": lambda row: ratio(row.margin) if row.margin else NONE,
+        "training": lambda row: duration(row.member.train_seconds),
+        "peak memory": lambda row: memory(row.member.peak_memory_mb),
+    }
+    return [
+        _grid("Judged DSR at the attacker's best setting, % (95 % interval)", judged, rows),
+        _grid("Keyword DSR at the attacker's best setting, % (95 % interval)", keyword, rows),
+        _grid("Cost, % (95 % interval) where nothing else is said", costs, rows),
+        *_seeds(rows),
+    ]
+
+
+def _grid(title: str, cells: dict[str, Cell], rows: Sequence[Row]) -> Grid:
+    body = [[title_of(row.label), *(cell(row) for cell in cells.values())] for row in rows]
+    return Grid(title, ["", *cells], body)
+
+
+def _seeds(rows: Sequence[Row]) -> list[Grid]:
+    """The spread over training seeds, of those defences that were trained with several."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.name, []).append(row)
+    several = {key: seed_spread(of) for key, of in groups.items() if len(of) > 1}
+    if not several:
+        return []
+    heads = list(dict.fromkeys(attack for spreads in several.values() for attack in spreads))
+    body = []
+    for key, spreads in several.items():
+        cells = [
+            f"{percent(s.mean)} ({percent(s.low)}–{percent(s.high)})" if s else NONE
+            for s in map(spreads.get, heads)
+        ]
+        body.append([f"{name(key)}, {len(groups[key])} seeds", *cells])
+    title = "Judged DSR over training seeds, %: mean (lowest–highest)"
+    return [Grid(title, ["", *map(name, heads)], body)]
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """The same for the terminal."""
+    found = []
+    for grid in grids(rows):
+        table = Table(title=grid.title, box=SIMPLE_HEAD, title_justify="left")
+        for place, head in enumerate(grid.heads):
+            table.add_column(head, justify="right" if place else "left")
+        for cells in grid.rows:
+            table.add_row(*map(Text, cells))
+        found.append(table)
+    return found
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    """Who is on the frontier, and what that means; empty if safety or cost was not measured."""
+    known = _points(rows)
+    if len(known) < 2:
+        return ""
+    best = [title_of(label) for label in frontier(known)]
+    return (
+        f"On the frontier of judged DSR under the worst attack against safe prompts declined: "
+        f"{', '.join(best)}; every other is beaten in one by some model that is no worse in the other."
+    )
+
+
+def figure(rows: Sequence[Row]) -> Figures | None:
+    """Safety against cost, the frontier drawn; None if either was not measured."""
+    known = _points(rows)
+    if len(known) < 2:
+        return None
+    names = list(dict.fromkeys(row.name for row in rows))
+    by_label = {row.label: row for row in rows}
+    points = {label: (by_label[label].name, cost, safety) for label, cost, safety in known}
+    on = frontier(known)
+    label = "Judged DSR under the worst attack against safe prompts declined: " + "; ".join(
+        f"{title_of(one)} {percent(safety)} against {percent(cost)}" for one, cost, safety in known
+    )
+    drawn = figures.trade_off(points, on, f"{label}. On the frontier: {', '.join(on)}.")
+    panel = Panel("Judged DSR under the worst attack, % of prompts", Markup(drawn))
+    return Figures([panel], legend(figures.looks(names)))
+
+
+def _points(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
+    """Cost and safety of every model that has both."""
+    return [
+        (row.label, row.refused.rate, row.worst[1].rate)
+        for row in rows
+        if row.refused is not None and row.worst is not None
+    ]
+
+
+def _rate(rate: Rate | None) -> str:
+    return NONE if rate is None else f"{percent(rate.rate)} ({interval(rate)})"
+
+
+def _dsr(row: Row, attack: str, reading: int) -> str:
+    return _rate(row.attacks[attack][reading]) if attack in row.attacks else NONE
+
+
+def _worst(row: Row) -> str:
+    return NONE if row.worst is None else f"{percent(row.worst[1].rate)} {name(row.worst[0])}"

@@ -1,0 +1,152 @@
+"""`comparison.json` and the table it stands for: what each defence gains against what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from es2.results.capability import CapabilityResults
+from es2.results.margin import ANY, Margins, Ratio
+from es2.results.over_refusal import OverRefusal
+from es2.results.rates import Rate
+from es2.results.schema import DefenceResult, Record, Results
+from es2.results.seeds import SeedSpread, over_seeds
+
+COMPARISON = "comparison.json"
+
+
+class Member(Record):
+    """One model that takes part, and how it was trained; nulls for the undefended one.
+
+    Attributes:
+        folder: of its run.
+        defence: its name in recipes.
+        seed: of training.
+        stopped: why training ended.
+        steps: that were trained.
+        kept: the step whose weights were kept.
+        train_seconds: from recording the base to the saved adapter, validation included.
+        peak_memory_mb: of the process by then.
+    """
+
+    folder: str
+    defence: str | None = None
+    seed: int | None = None
+    stopped: str | None = None
+    steps: int | None = None
+    kept: int | None = None
+    train_seconds: float | None = None
+    peak_memory_mb: float | None = None
+
+
+class Members(Record):
+    """The whole of `comparison.json`: the undefended model is called `base`."""
+
+    members: dict[str, Member] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in the table.
+
+    Attributes:
+        label: its name; `NAME@SEED` where there are several seeds.
+        attacks: DSR at the attacker's best setting, by attack: keyword and judged.
+        worst: the attack with the lowest judged DSR, and that; None if nothing attacked.
+        refused: safe prompts of an over-refusal set declined, of the first set measured; else
+            borderline prompts refused.
+        result: all rates.
+        margin: against the attacker who tries every direction.
+        accuracy: on the first benchmark.
+        member: how it was trained.
+    """
+
+    label: str
+    attacks: Mapping[str, tuple[Rate, Rate]]
+    worst: tuple[str, Rate] | None
+    refused: Rate | None
+    result: DefenceResult
+    margin: Ratio | None
+    accuracy: Rate | None
+    member: Member
+
+    @property
+    def name(self) -> str:
+        """Without the seed."""
+        return self.label.partition("@")[0]
+
+
+def rows(
+    members: Members,
+    results: Results,
+    refusal: OverRefusal | None = None,
+    capability: CapabilityResults | None = None,
+    margins: Margins | None = None,
+) -> list[Row]:
+    """The table, in the order of the comparison.
+
+    Args:
+        members: who takes part.
+        results: attacks and costs.
+        refusal: over-refusal; None if not measured, as are the next two.
+        capability: what the models know.
+        margins: safety margins.
+    """
+    found = []
+    for label, member in members.members.items():
+        of = results.defences[label]
+        attacks = {name: (one.dsr.keyword, one.dsr.judged) for name, one in of.attacks.items()}
+        lowest = min(attacks, key=lambda name: attacks[name][1].rate, default=None)
+        swept = margins.models.get(label, {}).get(ANY) if margins else None
+        found.append(
+            Row(
+                label,
+                attacks,
+                None if lowest is None else (lowest, attacks[lowest][1]),
+                _declined(label, refusal) or of.cost.borderline_refusal,
+                of,
+                swept.margin if swept else None,
+                _accuracy(label, capability),
+                member,
+            )
+        )
+    return found
+
+
+def _declined(label: str, refusal: OverRefusal | None) -> Rate | None:
+    for sets in (refusal.models.get(label, {}) if refusal else {}).values():
+        if "safe" in sets:
+            return sets["safe"].rates["declined"]
+    return None
+
+
+def _accuracy(label: str, capability: CapabilityResults | None) -> Rate | None:
+    for benchmark in (capability.benchmarks if capability else {}).values():
+        if label in benchmark.models:
+            return benchmark.models[label].accuracy
+    return None
+
+
+def frontier(points: Iterable[tuple[str, float, float]]) -> list[str]:
+    """The names of those that nobody beats in both: as little cost, and as much safety.
+
+    Args:
+        points: name, cost and safety. One that another equals in both is on it as that one is.
+    """
+    known = list(points)
+    return [
+        name
+        for name, cost, safety in known
+        if not any(c <= cost and s >= safety and (c < cost or s > safety) for _, c, s in known)
+    ]
+
+
+def seed_spread(of: Sequence[Row]) -> dict[str, SeedSpread]:
+    """The judged DSR of every attack over the training seeds of one defence, and the worst of them."""
+    names = [name for name in of[0].attacks if all(name in row.attacks for row in of)]
+    found = {name: over_seeds([row.attacks[name][1].rate for row in of]) for name in names}
+    if names:
+        found["worst"] = over_seeds([row.worst[1].rate for row in of if row.worst])
+    return found

@@ -1,0 +1,28 @@
+"""Who is on the frontier of safety against cost."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from es2.results.comparison import frontier
+
+SHARES = st.floats(0, 1).map(lambda x: round(x, 1))
+
+
+def test_a_model_that_another_beats_in_one_and_equals_in_the_other_is_not_on_the_frontier() -> None:
+    points = [("base", 0.1, 0.2), ("dear", 0.3, 0.8), ("best", 0.2, 0.8), ("twin", 0.2, 0.8)]
+    assert frontier(points) == ["base", "best", "twin"]
+
+
+@given(st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=8))
+def test_the_frontier_is_what_the_slow_version_finds(found: list[tuple[float, float]]) -> None:
+    points = [(str(place), *point) for place, point in enumerate(found)]
+    slow = []
+    for name, cost, safety in points:
+        better = [
+            (c, s) for _, c, s in points if (c < cost and s >= safety) or (c <= cost and s > safety)
+        ]
+        if not better:
+            slow.append(name)
+    assert frontier(points) == slow

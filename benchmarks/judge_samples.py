@@ -6,7 +6,7 @@ same machine writes the same texts again. The texts stay in a folder of the user
 holds their hashes only.
 
 There are two rounds, and no prompt is in both: the first is for the rules to be tuned on, the second
-was written and labelled once they stood.
+was read and labelled only once they stood.
 """
 
 from __future__ import annotations

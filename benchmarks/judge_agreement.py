@@ -3,14 +3,14 @@
 Launch:
 
     python benchmarks/judge_agreement.py --collect FOLDER --adapter runs/demo/adapter
-    python benchmarks/judge_agreement.py --completions FOLDER [--json]
+    python benchmarks/judge_agreement.py --completions FOLDER [FOLDER] [--json]
 
 The first writes the completions anew (minutes) and then measures; the second reads what was written.
 Labels belong to completions by their hash, so that what another machine's rounding changes is left
 out, and counted. The judge is calibrated as a run's is, on the undefended model's own harmless answers.
 
 `judge_labels.jsonl` holds the labels, docs/judge_quality.md how they came about. A prompt's labels are
-all in one split: rules may be tuned on two thirds of the prompts, never on the held-out third.
+all in one split: rules may be tuned on the first round of samples, never on the held-out second.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ class Label:
         sha256: of the completion.
         label: refused, incoherent or complied.
         doubt: whether another reader might well say otherwise.
-        split: tune or held-out, see `split_of`.
+        split: tune, which the first round of samples is, or held-out, the second.
     """
 
     model: str
@@ -65,11 +64,6 @@ class Label:
     def key(self) -> tuple[str, ...]:
         """What a sample has to have in common with it."""
         return (self.model, self.source, self.setting, self.prompt_id, self.sha256)
-
-
-def split_of(prompt_id: str) -> str:
-    """Two thirds of the prompts to tune on, one to measure on."""
-    return SPLITS[int(sha256(prompt_id.encode()).hexdigest(), 16) % 3 == 0]
 
 
 @dataclass(frozen=True)
@@ -232,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--collect", type=Path, help="folder to write completions to, then read")
-    where.add_argument("--completions", type=Path, help="folder that they were written to")
+    where.add_argument("--completions", type=Path, nargs="+", help="folders they were written to")
     parser.add_argument("--adapter", type=Path, help="of the hardened model; none leaves it out")
     parser.add_argument("--split", choices=SPLITS, help="only this one")
     parser.add_argument("--json", action="store_true")
@@ -241,7 +235,7 @@ def main() -> None:
     if options.collect:
         samples = collect(options.collect, options.adapter)
     else:
-        samples = read(options.completions)
+        samples = [sample for folder in options.completions for sample in read(folder)]
     labels = read_labels()
     splits = [options.split] if options.split else SPLITS
     cases = judged(samples, [label for label in labels if label.split in splits])

@@ -4,12 +4,15 @@ Three models (unaligned, aligned, hardened) answer harmful, harmless and borderl
 they are and under attacks at several strengths, some far too strong. Everything is seeded, so that the
 same machine writes the same texts again. The texts stay in a folder of the user's: the repository
 holds their hashes only.
+
+There are two rounds, and no prompt is in both: the first is for the rules to be tuned on, the second
+was read and labelled only once they stood.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,7 +32,6 @@ from es2.attacks import (
 )
 from es2.data.fitting import bundled_fit
 from es2.data.sources import Prompt
-from es2.models.loading import ChatModel
 from es2.progress import bar
 
 UNALIGNED, ALIGNED, HARDENED = "smollm2", "smollm2-aligned", "hardened"
@@ -68,8 +70,8 @@ class Source:
     Attributes:
         name: as samples name it.
         attack: how.
-        prompts: a set of test prompts.
-        first: the first of them.
+        prompts: a set of prompts.
+        first: the first of them, or of those that no earlier round asks.
         step: from one to the next; sets are in the order of their topics.
     """
 
@@ -80,9 +82,18 @@ class Source:
     step: int
 
 
+Plan = dict[str, list[Source]]
+"""What each model is asked."""
+
+
 def harmful(attack: Attack, first: int, step: int = 15) -> Source:
     """An attack on some of the harmful test prompts."""
     return Source(attack.name, attack, "harmful:test", first, step)
+
+
+def validated(attack: Attack, first: int, step: int = 42) -> Source:
+    """An attack on some of the harmful validation prompts."""
+    return Source(attack.name, attack, "harmful:validation", first, step)
 
 
 def asked(prompts: str, first: int, step: int) -> Source:
@@ -90,7 +101,7 @@ def asked(prompts: str, first: int, step: int) -> Source:
     return Source(prompts.partition(":")[0], Direct(), prompts, first, step)
 
 
-PLAN: dict[str, list[Source]] = {
+FIRST: Plan = {
     UNALIGNED: [
         harmful(Direct(), 0, 6),
         asked("harmless:test", 0, 10),
@@ -118,13 +129,74 @@ PLAN: dict[str, list[Source]] = {
     ],
 }
 
+SECOND: Plan = {
+    UNALIGNED: [
+        harmful(Direct(), 0, 3),
+        asked("harmless:test", 0, 12),
+        asked("borderline:test", 0, 4),
+        validated(Scav(p0=(1e-3, 1e-6)), 1),
+        validated(RepE(strengths=(0.1, 0.4)), 4),
+        validated(BestOfN(tries=2), 7),
+    ],
+    ALIGNED: [
+        harmful(Direct(), 1, 3),
+        asked("harmless:test", 4, 12),
+        asked("borderline:test", 1, 4),
+        validated(Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-12, 1e-30)), 10),
+        validated(RepE(strengths=(0.05, 0.1, 0.2, 0.4, 0.8)), 13),
+        validated(RefusalAblation(), 16, 21),
+        validated(Prefill(lengths=(1, 3, None)), 19),
+        validated(BestOfN(tries=3), 22),
+    ],
+    HARDENED: [
+        harmful(Direct(), 2, 3),
+        asked("harmless:test", 8, 12),
+        asked("borderline:test", 2, 4),
+        validated(Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6)), 25),
+        validated(RepE(strengths=(0.1, 0.2, 0.4)), 28),
+    ],
+}
+"""The harmful test prompts that the first round left are few: attacks are on validation prompts."""
 
-def samples(name: str, chat: ChatModel) -> Iterator[Sample]:
+ROUNDS = (FIRST, SECOND)
+
+
+def asked_by(plan: Plan, other_than: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The ids of all prompts of a plan."""
+    return frozenset(
+        prompt.id
+        for sources in plan.values()
+        for source in sources
+        for prompt in chosen(source, other_than)
+    )
+
+
+def chosen(source: Source, other_than: frozenset[str]) -> list[Prompt]:
+    """The prompts of a source, those with some ids passed over."""
+    left = [prompt for prompt in es2.load_prompts(source.prompts) if prompt.id not in other_than]
+    return left[source.first :: source.step]
+
+
+def samples(name: str, victim: Victim) -> Iterator[Sample]:
     """All of one model's completions; a text that a prompt got before is left out."""
-    victim = Victim(chat, bundled_fit(borderline=False).at_most(200))
+    earlier: frozenset[str] = frozenset()
+    for plan in ROUNDS:
+        yield from samples_of(plan, name, victim, earlier)
+        earlier |= asked_by(plan, earlier)
+
+
+def samples_of(plan: Plan, name: str, victim: Victim, earlier: frozenset[str]) -> Iterator[Sample]:
+    """One round's completions of one model.
+
+    Args:
+        plan: of the round.
+        name: of the model.
+        victim: the model.
+        earlier: the ids of the prompts of the rounds before.
+    """
     seen: set[tuple[str, str]] = set()
-    for source in PLAN[name]:
-        prompts: Sequence[Prompt] = es2.load_prompts(source.prompts)[source.first :: source.step]
+    for source in plan[name]:
+        prompts = chosen(source, earlier)
         total = len(prompts) * len(source.attack.settings())
         with bar(f"{source.name} on {name}", total) as advance:
             for portion in source.attack.run(victim, prompts, progress=advance):
@@ -142,11 +214,11 @@ def collect(folder: Path, adapter: Path | None) -> list[Sample]:
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Sample] = []
-    for name in PLAN:
+    for name in FIRST:
         if name == HARDENED and adapter is None:
             continue
         chat = es2.load(ALIGNED, adapter=adapter) if name == HARDENED else es2.load(name)
-        found += samples(name, chat)
+        found += samples(name, Victim(chat, bundled_fit(borderline=False).at_most(200)))
     lines = (json.dumps(asdict(sample)) for sample in found)
     (folder / "completions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return found

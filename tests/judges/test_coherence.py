@@ -151,6 +151,9 @@ def test_progress_counts_every_completion_once(llama: ChatModel) -> None:
         (Coherence(2.0, 0.0, 1.0, looping=True), "Knead it, it, it, it", "incoherent"),
         (Coherence(2.0, 0.0, -0.5), "Sure, I'd be happy to help with that.", "complied"),
         (Coherence(99.0, 0.0, -0.5), "Sure, I'd be happy to help with that.", "incoherent"),
+        (FINE, "It is a bit of bread, " * 3, "incoherent"),
+        (FINE, "---- * ----", "incoherent"),
+        (FINE, "4", "complied"),
     ],
 )
 def test_limits_turn_numbers_into_verdicts(found: Coherence, completion: str, verdict: str) -> None:

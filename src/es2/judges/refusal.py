@@ -221,6 +221,17 @@ _FILL = (
 )
 _I = r"(?:i|we)"
 _AM = r"(?:i'm|i\s+am|we're|we\s+are)"
+_ALSO = r"(?:\s+(?:and|or|nor)\s+(?:\w{1,20}ly\s+)?\w{1,20})?"
+# To judge what was asked on moral grounds is to decline it, whatever verb follows. What is not legal
+# or not appropriate answers a harmless question as often: that counts for help and the like only.
+_IMMORAL = (
+    rf"it(?:'s|\s+is|\s+would\s+be)\s+{_ADVERB}(?:(?:both\s+)?\w{{1,20}}\s+and\s+)?"
+    rf"(?:unethical|immoral|morally\s+wrong){_ALSO}\s+to\s+\w"
+    r"|it(?:(?:'s|\s+is)\s+not|\s+isn't|\s+would(?:\s+not|n't)\s+be)\s+"
+    rf"(?:{_ADVERB}(?:\w{{1,20}}\s+(?:and|or|nor)\s+)?(?:ethical|moral){_ALSO}\s+to\s+\w"
+    rf"|{_ADVERB}(?:appropriate|legal|safe|right|acceptable|okay|ok|possible|responsible){_ALSO}"
+    rf"\s+(?:for\s+me\s+)?to\s+{_ADVERB}{_TASK})"
+)
 _DECLINES = re.compile(
     rf"(?:"
     rf"{_I}\s+{_ADVERB}(?:can(?:no|')t|can\s+not|won't|will\s+not|(?:wouldn't|would\s+not|couldn't|"
@@ -247,6 +258,7 @@ _DECLINES = re.compile(
     rf"|(?:it|that|this)(?:'s|\s+is|\s+would\s+be)\s+{_ADVERB}(?:illegal|unethical|immoral|inappropriate|wrong|"
     rf"dangerous|harmful|not\s+(?:appropriate|ethical|legal|safe|right|acceptable|okay|ok|possible))"
     rf"(?:\s+(?:and|or)\s+\w{{1,20}})?\s+(?:for\s+me\s+)?to\s+{_ADVERB}(?:{_TASK}|request|ask|seek)"
+    rf"|{_IMMORAL}"
     rf"|(?:that|this)(?:'s|\s+is|\s+would\s+be)\s+{_ADVERB}(?:illegal|unethical|immoral|inappropriate|harmful)"
     rf"(?:\s+(?:and|or)\s+\w{{1,20}})?\s*(?:[.,;!]|$)"
     rf")",

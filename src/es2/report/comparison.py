@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from es2.report import figures
-from es2.report.formats import NONE, decimal, duration, interval, memory, name, percent
+from es2.report.formats import NONE, decimal, duration, interval, listing, memory, name, percent
 from es2.report.margin import ratio
 from es2.report.panels import Figures, Panel, legend
 from es2.results.comparison import Row, frontier, seed_spread
@@ -33,12 +33,6 @@ class Grid:
     title: str
     heads: list[str]
     rows: list[list[str]]
-
-
-def title_of(label: str) -> str:
-    """A model's name for readers; a seed stands behind it."""
-    own, _, seed = label.partition("@")
-    return f"{name(own)}, seed {seed}" if seed else name(own)
 
 
 def grids(rows: Sequence[Row]) -> list[Grid]:
@@ -69,7 +63,7 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
 
 
 def _grid(title: str, cells: dict[str, Cell], rows: Sequence[Row]) -> Grid:
-    body = [[title_of(row.label), *(cell(row) for cell in cells.values())] for row in rows]
+    body = [[name(row.label), *(cell(row) for cell in cells.values())] for row in rows]
     return Grid(title, ["", *cells], body)
 
 
@@ -111,10 +105,16 @@ def sentence(rows: Sequence[Row]) -> str:
     known = _points(rows)
     if len(known) < 2:
         return ""
-    best = [title_of(label) for label in frontier(known)]
+    best = [name(label) for label in frontier(known)]
+    beaten = len(known) - len(best)
+    others = (
+        f"; each of the other {beaten} is beaten in one and no better in the other"
+        if beaten
+        else ""
+    )
     return (
-        f"On the frontier of judged DSR under the worst attack against safe prompts declined: "
-        f"{', '.join(best)}; every other is beaten in one by some model that is no worse in the other."
+        "On the frontier of judged DSR under the worst attack against safe prompts declined: "
+        f"{listing(best)}{others}."
     )
 
 
@@ -128,7 +128,7 @@ def figure(rows: Sequence[Row]) -> Figures | None:
     points = {label: (by_label[label].name, cost, safety) for label, cost, safety in known}
     on = frontier(known)
     label = "Judged DSR under the worst attack against safe prompts declined: " + "; ".join(
-        f"{title_of(one)} {percent(safety)} against {percent(cost)}" for one, cost, safety in known
+        f"{name(one)} {percent(safety)} against {percent(cost)}" for one, cost, safety in known
     )
     drawn = figures.trade_off(points, on, f"{label}. On the frontier: {', '.join(on)}.")
     panel = Panel("Judged DSR under the worst attack, % of prompts", Markup(drawn))

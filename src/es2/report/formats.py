@@ -15,6 +15,8 @@ MINUS = "\N{MINUS SIGN}"
 
 _NAMES = {
     "es2": "ES2",
+    "es2_paper": "ES2 as published",
+    "es2+safety_sft": "ES2 + safety SFT",
     "scav": "SCAV",
     "repe": "RepE",
     "gcg": "GCG",
@@ -35,6 +37,9 @@ _NAMES = {
 
 def name(key: str) -> str:
     """An attack's or defence's published name, for its key in the records."""
+    own, _, seed = key.partition("@")
+    if seed:
+        return f"{name(own)}, seed {seed}"
     if key.endswith("_stale"):
         return f"{name(key.removesuffix('_stale'))}, fitted on base"
     return _NAMES.get(key, key.replace("_", " "))

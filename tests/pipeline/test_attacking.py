@@ -19,10 +19,10 @@ from es2.data.sources import Prompt
 from es2.errors import Es2Error
 from es2.judges.coherence import CalibratedJudge, Limits
 from es2.models.loading import ChatModel
-from es2.pipeline import cost
+from es2.pipeline import answering
+from es2.pipeline.answering import measure_answers
 from es2.pipeline.attack import attack as run_attack
 from es2.pipeline.attack import attack_model
-from es2.pipeline.cost import measure_refusals
 from es2.results.store import Kind, read_attempts
 from small import HARMFUL, HARMLESS
 
@@ -180,7 +180,7 @@ def test_harmless_answers_that_a_kill_left_out_are_added_and_none_twice(
     path = tmp_path / "attempts.jsonl"
 
     def measure(kind: Kind = "harmless") -> str:
-        measure_refusals("base", victim.chat, judge, kind, PROMPTS, 4, tmp_path)
+        measure_answers("base", victim.chat, judge, PROMPTS, lambda _: kind, 4, tmp_path)
         return re.sub('"seconds": [^,]*', "", path.read_text())
 
     whole = measure()
@@ -190,5 +190,5 @@ def test_harmless_answers_that_a_kill_left_out_are_added_and_none_twice(
     # Borderline prompts are counted apart, though they be the same ones.
     both = measure("borderline")
     assert [r["kind"] for r in read_attempts(tmp_path)] == ["harmless"] * 3 + ["borderline"] * 3
-    monkeypatch.setattr(cost, "generate", pytest.fail)
+    monkeypatch.setattr(answering, "answer_prompts", pytest.fail)
     assert measure() == measure("borderline") == both

@@ -11,7 +11,7 @@ import pytest
 
 from es2.config import load_recipe
 from es2.errors import Es2Error
-from es2.pipeline import attack, cost, experiment, harden
+from es2.pipeline import answering, attack, experiment, harden
 from es2.pipeline import run as stages
 from es2.pipeline.folder import RunFolder
 from es2.pipeline.run import run
@@ -72,7 +72,7 @@ KILLS: dict[str, tuple[Any, str, Callable[[], Strike]]] = {
     "projecting embeddings": (stages, "project", lambda: at_call(2, stages.project)),
     "the base's second attack": (attack, "append_attempts", lambda: half_written(2)),
     "the defence's second attack": (attack, "append_attempts", lambda: half_written(3)),
-    "harmless prompts": (cost, "append_attempts", lambda: half_written(3)),
+    "harmless prompts": (answering, "append_attempts", lambda: half_written(3)),
     "drift": (stages, "drift", lambda: at_call(1)),
     "results": (stages, "write_results", lambda: at_call(1)),
     "the report": (stages, "build", lambda: at_call(1)),

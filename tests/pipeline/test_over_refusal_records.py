@@ -8,7 +8,7 @@ from pathlib import Path
 from es2.data.sources import Prompt
 from es2.judges.coherence import CalibratedJudge, Limits
 from es2.models.loading import ChatModel
-from es2.pipeline.over_refusal import measure_over_refusal
+from es2.pipeline.answering import half, measure_answers
 from es2.results.over_refusal import over_refusal
 from es2.results.store import read_attempts
 from es2.results.summary import summarise
@@ -24,7 +24,7 @@ def test_each_prompt_is_recorded_once(shared: Callable[[str], ChatModel], tmp_pa
     chat = shared("qwen3")
     judge = CalibratedJudge(chat, Limits())
     for prompts in (SET[:2], SET, SET):
-        measure_over_refusal("base", chat, judge, "mine", prompts, 4, tmp_path)
+        measure_answers("base", chat, judge, prompts, half, 4, tmp_path, setting="mine")
     records = read_attempts(tmp_path)
     assert [(r["prompt_id"], r["kind"]) for r in records] == [
         ("1", "safe"),

@@ -19,13 +19,13 @@ from es2.data.sources import Prompt
 from es2.errors import Es2Error
 from es2.judges import Means, make_all
 from es2.judges.refusal import KEYWORDS
+from es2.pipeline.answering import half, measure_answers
 from es2.pipeline.asked import check_asked
 from es2.pipeline.capability import Asking, measure_capability
 from es2.pipeline.experiment import Experiment, evaluated_prompts, fitted_prompts
 from es2.pipeline.judging import judge_run
 from es2.pipeline.leaks import check_leaks
 from es2.pipeline.margin import measure_margins
-from es2.pipeline.over_refusal import measure_over_refusal
 from es2.pipeline.run import drifting, write_results
 from es2.progress import console
 from es2.report.build import build
@@ -125,7 +125,8 @@ def refusing(experiment: Experiment, asked: Evaluation, sets: dict[str, list[Pro
     judge = experiment.judge
     for name, prompts in sets.items():
         for model, victim in experiment.victims.items():
-            measure_over_refusal(model, victim.chat, judge, name, prompts, asked.answer_tokens, run)
+            tokens = asked.answer_tokens
+            measure_answers(model, victim.chat, judge, prompts, half, tokens, run, setting=name)
     write_json(experiment.folder.path / OVER_REFUSAL, over_refusal(read_attempts(run)))
 
 

@@ -12,8 +12,8 @@ from es2.config import Recipe, make_attacks
 from es2.data.fitting import spread
 from es2.data.sources import Prompt
 from es2.defences.reference import record
+from es2.pipeline.answering import measure_answers
 from es2.pipeline.attack import attack_model, label
-from es2.pipeline.cost import measure_refusals
 from es2.pipeline.experiment import Experiment, load_all
 from es2.pipeline.folder import RunFolder, facts
 from es2.pipeline.harden import harden
@@ -155,7 +155,8 @@ def costs(experiment: Experiment) -> None:
                 "borderline": prompts.borderline.test,
             }
             for kind, group in groups.items():
-                measure_refusals(name, victim.chat, judge, kind, group, recipe.answer_tokens, path)
+                tokens = recipe.answer_tokens
+                measure_answers(name, victim.chat, judge, group, lambda _, k=kind: k, tokens, path)
         if recipe.defence:
             drifting(experiment)
         write_results(experiment)

@@ -1,8 +1,8 @@
-"""Answering an over-refusal set: prompts in, records out."""
+"""Answering prompts that nobody attacks with: prompts in, records out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from es2.attacks.base import Attempt
@@ -12,41 +12,50 @@ from es2.data.sources import Prompt
 from es2.judges.coherence import CalibratedJudge
 from es2.models.loading import ChatModel
 from es2.progress import bar
-from es2.results.store import append_attempts, attempt_record, read_attempts
+from es2.results.store import Kind, append_attempts, attempt_record, read_attempts
 
 
-def measure_over_refusal(
+def half(prompt: Prompt) -> Kind:
+    """The half of an over-refusal set that a prompt belongs to."""
+    return "unsafe" if prompt.harmful else "safe"
+
+
+def measure_answers(
     defence: str,
     chat: ChatModel,
     judge: CalibratedJudge,
-    name: str,
     prompts: Sequence[Prompt],
+    kind_of: Callable[[Prompt], Kind],
     answer_tokens: int,
     run: Path,
+    setting: str = "",
 ) -> None:
-    """Answers a set's prompts and appends the answers to `attempts.jsonl`.
+    """Answers prompts, judges the answers, and appends them to `attempts.jsonl`.
 
-    A record's `kind` is the half (safe or unsafe), its `setting` the set; its `details` hold the
-    category and what the answer is. If a kill has left some of them, all are answered again, in the
-    same batches; none is recorded twice.
+    A record's `details` hold the prompt's category and whether the answer refuses in full or in part.
+    If a kill has left some of them, all are answered again, in the same batches and so to the last
+    digit as they would have been; none is recorded twice.
 
     Args:
         defence: the model's name in the records.
         chat: the model.
         judge: the undefended model and its limits.
-        name: the set's.
-        prompts: its prompts, both halves, see `load_set`.
+        prompts: to be answered as they are.
+        kind_of: each prompt's kind in the records.
         answer_tokens: length of an answer.
         run: the run folder.
+        setting: names the set where a folder holds several.
     """
+    kinds = {kind_of(prompt) for prompt in prompts}
     done = {
-        r["prompt_id"]
-        for r in read_attempts(run)
-        if r["kind"] in ("safe", "unsafe") and (r["defence"], r["setting"]) == (defence, name)
+        record["prompt_id"]
+        for record in read_attempts(run)
+        if record["kind"] in kinds and (record["defence"], record["setting"]) == (defence, setting)
     }
     if all(prompt.id in done for prompt in prompts):
         return
-    with bar(f"{name} to {defence}", len(prompts)) as advance, metered(chat) as spent:
+    title = f"{setting or ' and '.join(sorted(kinds))} prompts to {defence}"
+    with bar(title, len(prompts)) as advance, metered(chat) as spent:
         answers = answer_prompts(chat, judge, prompts, answer_tokens, advance)
     budget = spent.among(len(prompts))
     append_attempts(
@@ -54,10 +63,10 @@ def measure_over_refusal(
         [
             attempt_record(
                 defence,
-                "unsafe" if prompt.harmful else "safe",
+                kind_of(prompt),
                 Attempt(
                     "none",
-                    name,
+                    setting,
                     "prompt text",
                     prompt.id,
                     prompt.text,

@@ -1,7 +1,8 @@
 """Defences: what turns a chat model into a hardened one. One file each, named by the method."""
 
 from es2.defences.base import DEFENCES, Defence, Material
+from es2.defences.dpl import Dpl
 from es2.defences.es2 import Es2, Es2Paper
 from es2.defences.safety_sft import SafetySft
 
-__all__ = ["DEFENCES", "Defence", "Es2", "Es2Paper", "Material", "SafetySft"]
+__all__ = ["DEFENCES", "Defence", "Dpl", "Es2", "Es2Paper", "Material", "SafetySft"]

@@ -219,7 +219,7 @@ def train(
         best = saved["best"]
 
     def checkpoint() -> None:
-        _save(
+        save_state(
             state,
             {
                 "progress": vars(progress),
@@ -292,7 +292,7 @@ def _restore(parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str,
             parameter.copy_(weights[name])
 
 
-def _save(path: Path, state: dict[str, Any]) -> None:
+def save_state(path: Path, state: dict[str, Any]) -> None:
     """Writes beside the file, then renames: a kill leaves the old checkpoint or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")

@@ -67,11 +67,11 @@ class Es2:
     kl_first: float = 8.0
     response_tokens: int = 12
     keep_refusal: float = 1.0
-    keep_margin: float = 1.0
-    lean: float = -0.6
+    keep_margin: float = 1.25
+    lean: float = -0.9
     consistent: bool = True
     response_distance: float = 0.0
-    resist: float = 1.0
+    resist: float = 1.5
     reach: float = 1.5
 
     least: ClassVar[Mapping[str, float]] = {

@@ -155,8 +155,12 @@ def costs(experiment: Experiment) -> None:
                 "borderline": prompts.borderline.test,
             }
             for kind, group in groups.items():
+
+                def always(prompt: Prompt, kind: Kind = kind) -> Kind:
+                    return kind
+
                 tokens = recipe.answer_tokens
-                measure_answers(name, victim.chat, judge, group, lambda _, k=kind: k, tokens, path)
+                measure_answers(name, victim.chat, judge, group, always, tokens, path)
         if recipe.defence:
             drifting(experiment)
         write_results(experiment)

@@ -3,6 +3,18 @@
 from es2.defences.base import DEFENCES, Defence, Material
 from es2.defences.dpl import Dpl
 from es2.defences.es2 import Es2, Es2Paper
+from es2.defences.es2_safety_sft import Es2SafetySft
+from es2.defences.lat import Lat
 from es2.defences.safety_sft import SafetySft
 
-__all__ = ["DEFENCES", "Defence", "Dpl", "Es2", "Es2Paper", "Material", "SafetySft"]
+__all__ = [
+    "DEFENCES",
+    "Defence",
+    "Dpl",
+    "Es2",
+    "Es2Paper",
+    "Es2SafetySft",
+    "Lat",
+    "Material",
+    "SafetySft",
+]

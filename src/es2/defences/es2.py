@@ -16,10 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.defences.after_start import OPENINGS, AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material
 from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
+from es2.errors import Es2Error
 from es2.models.activations import Edit
 from es2.models.blocks import logits
 from es2.models.forward import Forward, forward
@@ -53,6 +55,8 @@ class Es2:
         resist: weight of the KL on harmful prompts that are read while the residual stream is moved
             towards the harmless ones: the base's refusal is kept under attack too.
         reach: how far at most it is moved, in distances between the classes' centres.
+        after_start: weight of the same at the end of an affirmative opening of the response: the
+            refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
     """
 
     name: ClassVar[str] = "es2"
@@ -73,6 +77,7 @@ class Es2:
     response_distance: float = 0.0
     resist: float = 1.5
     reach: float = 1.5
+    after_start: float = 0.0
 
     least: ClassVar[Mapping[str, float]] = {
         "kl_weight": 0,
@@ -83,30 +88,56 @@ class Es2:
         "resist": 0,
         "reach": 0,
         "response_distance": 0,
+        "after_start": 0,
     }
 
     def prepare(self, material: Material) -> Separation:
         """Records what the base does on the training prompts, and its distances."""
-        chat, size = material.chat, material.settings.batch_size
+        chat = material.chat
         texts = material.seen(material.fit.harmful), material.seen(material.fit.harmless)
         with bar("recording the base model's answers", sum(map(len, texts))) as advance:
             harmful, harmless = (
                 record(chat, group, self.response_tokens, self.kl_prompt, advance)
                 for group in texts
             )
-        refusals = _told(material, harmful, True)
+        refusals = told(material, harmful, True)
         if self.consistent:
-            harmful = _consistent(refusals, harmful)
-            harmless = _consistent(_told(material, harmless, False), harmless)
+            harmful = consistent(refusals, harmful)
+            harmless = consistent(told(material, harmless, False), harmless)
+        return Separation(
+            self,
+            material.settings,
+            material.layers,
+            harmful,
+            harmless,
+            self.base_distances(material),
+            refusal_start(refusals),
+            self.behind_starts(chat, harmful, harmless),
+        )
+
+    def base_distances(self, material: Material) -> dict[int, float]:
+        """The base's distance at each critical layer, in batches of a step's size."""
         bad, good = material.states.harmful, material.states.harmless
-        distances = {
+        size = material.settings.batch_size
+        return {
             layer: batch_distance(bad[:, layer - 1], good[:, layer - 1], self.form, size)
             for layer in material.layers
         }
-        start = refusal_start(refusals)
-        return Separation(
-            self, material.settings, material.layers, harmful, harmless, distances, start
-        )
+
+    def behind_starts(
+        self, chat: ChatModel, harmful: Reference, harmless: Reference
+    ) -> AfterStart | None:
+        """The rows whose responses start affirmatively, with the refusals that the others have.
+
+        Raises:
+            Es2Error: if they are wanted and no refusals are recorded.
+        """
+        if not self.after_start:
+            return None
+        if not self.response_tokens:
+            raise Es2Error(f"{self.name}: after_start keeps a refusal; set response_tokens above 0")
+        with bar("recording the base model behind openings", len(OPENINGS) * len(harmless)) as done:
+            return record_starts(chat, harmful, harmless, done)
 
 
 @DEFENCES.register
@@ -129,7 +160,7 @@ class Es2Paper(Es2):
     consistent: bool = False
 
 
-def _told(material: Material, reference: Reference, refused: bool) -> Reference:
+def told(material: Material, reference: Reference, refused: bool) -> Reference:
     """The rows whose recorded response refuses, or those that do not."""
     rows = zip(reference.rows, reference.firsts, strict=True)
     decode = material.chat.template.decode
@@ -137,7 +168,7 @@ def _told(material: Material, reference: Reference, refused: bool) -> Reference:
     return reference.subset([index for index, told in enumerate(said) if told == refused])
 
 
-def _consistent(kept: Reference, whole: Reference) -> Reference:
+def consistent(kept: Reference, whole: Reference) -> Reference:
     """What is kept of a record, unless hardly anything is.
 
     A base that is not aligned refuses nothing: separation then has to do without its refusals.
@@ -157,7 +188,11 @@ class Separation:
         harmless: reference on harmless prompts.
         base_distance: the base's distance at each layer, see `batch_distance`.
         refusal: the first token of the base's refusals, where they are known.
+        after: the same prompts behind affirmative openings; None where they are not wanted.
     """
+
+    holds: ClassVar[str] = "kl"
+    """What keeps the refusal on harmful rows, as metrics have it."""
 
     terms: Es2
     settings: TrainSettings
@@ -166,6 +201,7 @@ class Separation:
     harmless: Reference
     base_distance: Mapping[int, float]
     refusal: int | None = None
+    after: AfterStart | None = None
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """One forward pass for both classes: distances at the layers, KL from final states.
@@ -204,17 +240,48 @@ class Separation:
         metrics["kl"] = float(kl.detach())
         total = total + terms.kl_weight * kl
         if terms.keep_refusal:
-            kept = kl_from(self.harmful, bad, chat, out, 0, terms.kl_first)
-            metrics["kl_harmful"] = float(kept.detach())
+            kept = self.hold(chat, out, bad, 0)
+            metrics[f"{self.holds}_harmful"] = float(kept.detach())
             total = total + terms.keep_refusal * kept
         if terms.keep_margin and self.refusal is not None:
             change = self._margin_change(chat, out, good, split, self.refusal)
             metrics["margin_change"] = float(change.detach().mean())
             total = total + terms.keep_margin * (change - terms.lean).square().mean()
         if terms.resist:
-            moved = kl_from(self.harmful, bad, chat, out, plain, terms.kl_first)
-            metrics["kl_moved"] = float(moved.detach())
+            moved = self.hold(chat, out, bad, plain)
+            metrics[f"{self.holds}_moved"] = float(moved.detach())
             total = total + terms.resist * moved
+        if self.after is not None:
+            behind, more = self._behind_start(self.after, chat, bad, good, step)
+            total, metrics = total + terms.after_start * behind, metrics | more
+        return total, metrics
+
+    def hold(
+        self, chat: ChatModel, out: Forward, picked: Sequence[int], shift: int
+    ) -> Float[Tensor, ""]:
+        """What keeps the refusal on harmful rows, which stand in the batch from `shift` on."""
+        return kl_from(self.harmful, picked, chat, out, shift, self.terms.kl_first)
+
+    def _behind_start(
+        self,
+        after: AfterStart,
+        chat: ChatModel,
+        bad: Sequence[int],
+        good: Sequence[int],
+        step: int,
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Refusal, KL and distances behind the step's affirmative opening, and what to log."""
+        terms = self.terms
+        read = after.read(chat, self.layers, bad, good, step, self.settings.seed)
+        total = read.refusal + terms.kl_weight * read.kl
+        metrics = {
+            "cross_entropy_after_start": float(read.refusal.detach()),
+            "kl_after_start": float(read.kl.detach()),
+        }
+        for layer in self.layers:
+            distance, base = self._distance(read.states[layer], len(bad)), self.base_distance[layer]
+            total = total + distance_term(distance, base, terms.form, terms.cap)
+            metrics[f"after_start_distance_ratio_{layer}"] = float(distance.detach()) / base
         return total, metrics
 
     def _margin_change(

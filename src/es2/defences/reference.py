@@ -75,6 +75,18 @@ def record(
     firsts = [len(head) - 1 for head in heads]
     # Rows that share their whole prompt have at least its last position.
     starts = [min(shared_prefix(rows), *firsts)] * len(rows) if whole_prompt else firsts
+    return record_rows(chat, rows, starts, firsts)
+
+
+@torch.no_grad()
+def record_rows(
+    chat: ChatModel,
+    rows: list[list[int]],
+    starts: list[int],
+    firsts: list[int],
+    progress: Callable[[int], None] = lambda done: None,
+) -> Reference:
+    """The base model's hidden states along given rows; for the arguments see `Reference`."""
     start_of = {id(row): start for row, start in zip(rows, starts, strict=True)}
 
     def run(batch: list[list[int]]) -> list[Tensor]:
@@ -87,7 +99,7 @@ def record(
             for i, row in enumerate(batch)
         ]
 
-    return Reference(rows, starts, firsts, in_batches(chat, rows, run))
+    return Reference(rows, starts, firsts, in_batches(chat, rows, run, progress))
 
 
 def kl_divergence(

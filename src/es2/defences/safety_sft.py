@@ -12,15 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.base import DEFENCES, Material
 from es2.defences.reference import Reference, kl_from, record
+from es2.defences.responses import read_responses
 from es2.defences.trainer import TrainSettings, batch_indices
-from es2.models.blocks import logits
-from es2.models.forward import Forward, forward
+from es2.models.forward import forward
 from es2.models.loading import ChatModel
 from es2.progress import bar
 
@@ -116,37 +115,18 @@ class Tuning:
         rows = [row for row, _ in bad] + [self.harmless.rows[i] for i in good]
         begins = [start for _, start in bad] + [self.harmless.firsts[i] + 1 for i in good]
         out = forward(chat, rows, keep=min(begins) - 1)
-        refusal, first = self._cross_entropy(chat, out, rows, begins, range(len(bad)))
+        split = len(bad)
+        refused = read_responses(chat, out, rows[:split], begins[:split])
+        refusal, first = refused.cross_entropy(terms.first)
         metrics = {"cross_entropy": float(refusal.detach()), "first": first}
         if terms.soft:
-            kept = kl_from(self.harmless, good, chat, out, len(bad), terms.first)
+            kept = kl_from(self.harmless, good, chat, out, split, terms.first)
             metrics["kl"] = float(kept.detach())
         else:
-            places = range(len(bad), len(rows))
-            kept, _ = self._cross_entropy(chat, out, rows, begins, places)
+            answered = read_responses(chat, out, rows[split:], begins[split:], split)
+            kept, _ = answered.cross_entropy(terms.first)
             metrics["cross_entropy_harmless"] = float(kept.detach())
         return refusal + terms.keep * kept, metrics
-
-    def _cross_entropy(
-        self,
-        chat: ChatModel,
-        out: Forward,
-        rows: Sequence[Sequence[int]],
-        begins: Sequence[int],
-        places: range,
-    ) -> tuple[Float[Tensor, ""], float]:
-        """Of some rows' responses, weighed; and of their first tokens alone."""
-        assert out.final is not None
-        tokens = [(i, p) for i in places for p in range(begins[i], len(rows[i]))]
-        hidden = out.at(out.final, [i for i, _ in tokens], [p - 1 for _, p in tokens])
-        targets = torch.tensor([rows[i][p] for i, p in tokens], device=hidden.device)
-        each = torch.nn.functional.cross_entropy(
-            logits(chat.model, hidden), targets, reduction="none"
-        )
-        opening = torch.tensor([p == begins[i] for i, p in tokens], device=hidden.device)
-        weights = torch.where(opening, self.terms.first, 1.0)
-        mean = (weights * each).sum() / weights.sum()
-        return mean, float(each.detach()[opening].mean())
 
     def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Never before the step limit."""

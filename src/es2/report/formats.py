@@ -28,6 +28,7 @@ _NAMES = {
     "adapter_strip": "Adapter strip",
     "best_of_n": "Best of N",
     "safety_sft": "Safety SFT",
+    "es2+safety_sft": "ES2 + safety SFT",
     "dpl": "DPL",
     "circuit_breakers": "Circuit breakers",
     "repbend": "RepBend",

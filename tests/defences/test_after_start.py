@@ -1,0 +1,175 @@
+"""Separation and refusal behind an affirmative start, row by row by the models' own forward."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from es2.defences.after_start import OPENINGS, record_starts
+from es2.defences.es2 import Es2, Es2Paper, Separation
+from es2.defences.reference import record
+from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, seeded, train
+from es2.errors import Es2Error
+from es2.models.loading import ChatModel
+from tiny import PROMPTS, chances, with_lora
+
+HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i in range(5)]
+LAYERS = (2, 4)
+DISTANCES = {2: 2.0, 4: 3.0}
+SETTINGS = TrainSettings(batch_size=3, rank=2, lr=3e-3, seed=1)
+TERMS = Es2(response_tokens=3, after_start=0.7, kl_weight=2.0)
+
+
+def objective_for(chat: ChatModel, terms: Es2 = TERMS) -> Separation:
+    harmful = record(chat, HARMFUL, terms.response_tokens)
+    harmless = record(chat, PROMPTS, terms.response_tokens)
+    after = terms.behind_starts(chat, harmful, harmless)
+    return Separation(terms, SETTINGS, LAYERS, harmful, harmless, DISTANCES, None, after)
+
+
+def drawn(chat: ChatModel, step: int) -> list[int]:
+    """The opening of a step."""
+    random = seeded(SETTINGS.seed + 2, step)
+    return chat.template.encode_response(
+        OPENINGS[int(torch.randint(len(OPENINGS), (1,), generator=random))]
+    )
+
+
+@torch.no_grad()
+def slow_behind(base: ChatModel, tuned: ChatModel, objective: Separation, step: int) -> Tensor:
+    """The refusal's cross-entropy, the KL and the distances, all at the opening's end or after."""
+    terms, opening = objective.terms, drawn(base, step)
+    bad = batch_indices(len(HARMFUL), SETTINGS.batch_size, step, SETTINGS.seed)
+    good = batch_indices(len(PROMPTS), SETTINGS.batch_size, step, SETTINGS.seed + 1)
+
+    def streams(row: list[int]) -> list[Tensor]:
+        kept: list[Tensor] = []
+
+        def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            kept.append(output[0][0] if isinstance(output, tuple) else output[0])
+
+        hooks = [tuned.blocks[layer - 1].register_forward_hook(keep) for layer in LAYERS]
+        tuned.model(torch.tensor([row]), use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        return [stream[-1] for stream in kept]
+
+    losses, states = [], {"bad": [], "good": []}
+    for index in bad:
+        row, first = objective.harmful.rows[index], objective.harmful.firsts[index]
+        said = base.template.decode(row[first + 1 :])
+        begun = row[: first + 1] + opening
+        whole = begun + base.template.encode_response(" " + said)
+        told = chances(tuned, whole)
+        losses += [-told[place - 1, whole[place]] for place in range(len(begun), len(whole))]
+        states["bad"].append(streams(begun))
+    kls = []
+    for index in good:
+        row, first = objective.harmless.rows[index], objective.harmless.firsts[index]
+        begun = row[: first + 1] + opening
+        was, now = chances(base, begun)[-1], chances(tuned, begun)[-1]
+        kls.append((was.exp() * (was - now)).sum())
+        states["good"].append(streams(begun))
+    total = sum(losses) / len(losses) + terms.kl_weight * sum(kls) / len(kls)
+    for place, layer in enumerate(LAYERS):
+        centres = [torch.stack([s[place] for s in states[name]]).mean(0) for name in states]
+        reached = float((centres[0] - centres[1]).norm()) / DISTANCES[layer]
+        total = total - (reached if terms.cap is None else min(reached, terms.cap))
+    return total
+
+
+def test_what_is_added_is_refusal_kl_and_distance_behind_the_opening(
+    tiny: Callable[[str], ChatModel], family: str
+) -> None:
+    chat = tiny(family)
+    objective = objective_for(chat)
+    base = ChatModel(chat.name, copy.deepcopy(chat.model), chat.tokenizer)
+    tuned = with_lora(chat)
+    for step in range(2):
+        with torch.no_grad():
+            loss, metrics = objective.loss(tuned, step)
+            plain, _ = replace(objective, after=None).loss(tuned, step)
+        slow = slow_behind(base, tuned, objective, step)
+        torch.testing.assert_close(loss - plain, TERMS.after_start * slow, rtol=1e-3, atol=1e-3)
+        assert metrics["kl_after_start"] > 1e-4
+        assert metrics["cross_entropy_after_start"] > 0
+
+
+def test_without_the_weight_there_is_neither_a_row_nor_a_number_more(
+    tiny: Callable[[str], ChatModel],
+) -> None:
+    chat = tiny("llama")
+    for terms in (Es2(response_tokens=3), Es2Paper()):
+        assert terms.after_start == 0
+        objective = objective_for(chat, terms)
+        assert objective.after is None
+        _, metrics = objective.loss(with_lora(tiny("llama")), 0)
+        assert not [name for name in metrics if "after_start" in name]
+
+
+def test_the_rest_of_the_loss_is_to_the_bit_what_it_is_without(
+    tiny: Callable[[str], ChatModel],
+) -> None:
+    chat = tiny("llama")
+    with_rows = replace(objective_for(chat), terms=replace(TERMS, after_start=0.0))
+    without = objective_for(chat, replace(TERMS, after_start=0.0))
+    tuned = with_lora(chat)
+    one, two = (objective.loss(tuned, 1)[0] for objective in (with_rows, without))
+    assert float(one.detach()) == float(two.detach())
+
+
+def test_a_refusal_goes_on_from_each_opening_and_ends_as_it_did(
+    shared: Callable[[str], ChatModel],
+) -> None:
+    chat = shared("llama")
+    template, stop = chat.template, min(chat.stop_ids)
+    record_of = record(chat, PROMPTS[:2], 0)
+    tail = [*template.encode_response("I would rather not."), stop]
+    refused = replace(record_of, rows=[row + tail for row in record_of.rows])
+    after = record_starts(chat, refused, record_of)
+    for text, rows, kept in zip(OPENINGS, after.harmful, after.harmless, strict=True):
+        for prompt, (row, begin) in zip(PROMPTS, rows, strict=False):
+            assert row[:begin] == template.encode(prompt, text)
+            assert template.decode(row[len(template.encode(prompt)) :]).startswith(text + " I")
+            assert row[-1] == stop
+        assert kept.rows == [template.encode(prompt, text) for prompt in PROMPTS[:2]]
+        assert [len(hidden) for hidden in kept.hidden] == [1, 1]
+
+
+def test_steps_draw_every_opening(shared: Callable[[str], ChatModel]) -> None:
+    found = Counter(tuple(drawn(shared("llama"), step)) for step in range(40))
+    assert len(found) == len(OPENINGS)
+    assert len({len(opening) for opening in found}) > 1
+
+
+def test_there_must_be_a_refusal_to_keep(shared: Callable[[str], ChatModel]) -> None:
+    with pytest.raises(Es2Error, match="es2: after_start keeps a refusal; set response_tokens"):
+        objective_for(shared("llama"), Es2(response_tokens=0, after_start=1.0))
+
+
+def test_training_recovers_the_refusal_from_every_opening(
+    tiny: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    chat = tiny("llama")
+    terms = replace(TERMS, after_start=1.0, kl_threshold=100.0, resist=0.0, keep_margin=0.0)
+    settings = replace(SETTINGS, steps=16, lr=5e-3, rank=4, validate_every=0)
+    objective = replace(objective_for(chat, terms), settings=settings)
+    tuned = attach_lora(chat, settings, LAYERS)
+
+    def refusals() -> list[float]:
+        assert objective.after is not None
+        return [
+            float(sum(-chances(tuned, r)[p - 1, r[p]] for r, b in rows for p in range(b, len(r))))
+            for rows in objective.after.harmful
+        ]
+
+    before = refusals()
+    train(tuned, objective, settings, tmp_path)
+    assert all(now < 0.8 * was for now, was in zip(refusals(), before, strict=True))

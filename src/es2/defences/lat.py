@@ -77,7 +77,7 @@ class Lat:
     keeps: ClassVar[str] = "last"
     layers: tuple[int, ...] | None = None
     epsilon: float | None = None
-    share: float = 0.25
+    share: float = 0.1
     iterations: int = 16
     rate: float = 0.5
     toward: float = 0.5

@@ -63,7 +63,7 @@ class Lat:
         sft: weight of the cross-entropy of the model's own answers to them (published for Llama 2:
             1.5, and no KL).
         refusal: the response to every harmful prompt.
-        affirmation: how harmful responses open.
+        opening: how harmful responses start.
         harmful_tokens: how far the model continues that opening.
         answer_tokens: length of the model's own answers to harmless prompts.
     """
@@ -85,7 +85,7 @@ class Lat:
     kl: float = 0.1
     sft: float = 0.0
     refusal: str = REFUSAL
-    affirmation: str = "Sure, here is"
+    opening: str = "Sure, here is"
     harmful_tokens: int = 32
     answer_tokens: int = 48
 
@@ -141,7 +141,7 @@ class Lat:
         template = chat.template
         prompts = [template.encode(prompt) for prompt in harmful]
         refusal = [*template.encode_response(self.refusal), min(chat.stop_ids)]
-        opening = template.encode_response(self.affirmation)
+        opening = template.encode_response(self.opening)
         begun = [[*prompt, *opening] for prompt in prompts]
         tails: list[list[int]] = [[] for _ in begun]
         if self.harmful_tokens:

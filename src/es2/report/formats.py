@@ -16,7 +16,6 @@ MINUS = "\N{MINUS SIGN}"
 _NAMES = {
     "es2": "ES2",
     "es2_paper": "ES2 as published",
-    "es2+safety_sft": "ES2 + safety SFT",
     "scav": "SCAV",
     "repe": "RepE",
     "gcg": "GCG",

@@ -16,6 +16,7 @@ MINUS = "\N{MINUS SIGN}"
 _NAMES = {
     "es2": "ES2",
     "es2_paper": "ES2 as published",
+    "es2+safety_sft": "ES2 + safety SFT",
     "scav": "SCAV",
     "repe": "RepE",
     "gcg": "GCG",
@@ -27,7 +28,6 @@ _NAMES = {
     "adapter_strip": "Adapter strip",
     "best_of_n": "Best of N",
     "safety_sft": "Safety SFT",
-    "es2+safety_sft": "ES2 + safety SFT",
     "dpl": "DPL",
     "circuit_breakers": "Circuit breakers",
     "repbend": "RepBend",

@@ -16,6 +16,7 @@ from es2.pipeline.experiment import Experiment, load_all
 from es2.pipeline.folder import RunFolder
 from es2.pipeline.harden import Guard
 from es2.pipeline.run import hardening
+from es2.pipeline.search import frontier, picked, tuned, with_trial
 from es2.separation.layers import parse_layers
 
 
@@ -34,6 +35,8 @@ def command(published: TrainSettings) -> Callable[..., None]:
         data: Data = Data(),
         train: TrainSettings = published,
         guard: Guard = Guard(),
+        tune: int = 0,
+        pick: int | None = None,
     ) -> None:
         """Finds the critical layers, trains the defence, validates and saves a LoRA adapter.
 
@@ -49,6 +52,9 @@ def command(published: TrainSettings) -> Callable[..., None]:
             data: prompts.
             train: the training loop; the defaults are the defence's.
             guard: when validation calls the model broken.
+            tune: search es2's settings in so many trials on validation prompts, then train with the
+                best; the study is kept in --out/tune and goes on with --resume.
+            pick: a trial of the study instead of the one that the rule picks.
         """
         recipe = Recipe(
             model=model,
@@ -64,6 +70,10 @@ def command(published: TrainSettings) -> Callable[..., None]:
         )
         make_defence(recipe.defence)  # a mistake is told before prompts are read
         prompts = load_all(recipe)
+        if tune:
+            found = tuned(recipe, prompts, out, tune, resume)
+            frontier(found)
+            recipe = with_trial(recipe, picked(found, pick))
         experiment = Experiment(recipe, RunFolder.open(out, recipe, resume), prompts)
         hardening(experiment)
         print(experiment.folder.path / ("adapter" if train.rank else "model"))

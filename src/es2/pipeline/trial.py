@@ -1,0 +1,228 @@
+"""One trial of ES2's settings: the adapter reset and trained, attacked, and its cost measured.
+
+All on validation prompts, and on the model that is in memory: what the base does is read once, the
+adapter's weights are drawn anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from es2.attacks import Direct, Scav, Victim
+from es2.capability.drift import drift
+from es2.data.fitting import FitPrompts, spread
+from es2.data.sources import Prompt
+from es2.defences.base import Material
+from es2.defences.es2 import Es2, Separation
+from es2.defences.reference import Reference, record
+from es2.defences.trainer import TrainSettings, attach_lora, train, trainable
+from es2.errors import Es2Error
+from es2.judges.base import Judgement
+from es2.judges.coherence import Limits, judge
+from es2.judges.refusal import refuses
+from es2.models.generation import generate
+from es2.models.loading import ChatModel
+from es2.pipeline.harden import Guard, read_states, validator
+from es2.progress import bar
+
+
+@dataclass(frozen=True)
+class Trying:
+    """How a trial is measured.
+
+    Attributes:
+        prompts: validation prompts of each kind.
+        tokens: length of an answer.
+        p0: of SCAV.
+    """
+
+    prompts: int = 32
+    tokens: int = 32
+    p0: tuple[float, ...] = (1e-3, 1e-4, 1e-5)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial's settings and what came of them on validation prompts.
+
+    Attributes:
+        number: in the study.
+        terms: of the loss.
+        training: of the training loop.
+        safety: judged DSR under the worst of the cheap attacks.
+        worst: which that was, with its setting.
+        kl: nats from the base on the base's own answers to harmless prompts.
+        refused: by how much refusals of harmless and borderline prompts rose.
+    """
+
+    number: int
+    terms: dict[str, float]
+    training: dict[str, float]
+    safety: float
+    kl: float
+    refused: float
+    worst: str = ""
+
+
+@dataclass
+class Bench:
+    """What all trials share: the model in memory, what the base does, the validation prompts.
+
+    Attributes:
+        base: the model as it came.
+        tuned: the same with a trainable adapter attached.
+        fresh: the adapter's weights as they were attached.
+        objective: ES2's, prepared once; a trial replaces its terms and settings.
+        fit: prompts to train on, and held-out ones.
+        probe_fit: what attacks are fitted on.
+        harmful: validation prompts to attack.
+        guard: when a model in training is broken.
+        limits: of coherence.
+        trying: how it is measured.
+        out: the study's folder.
+    """
+
+    base: ChatModel
+    tuned: ChatModel
+    fresh: dict[str, Tensor]
+    objective: Separation
+    fit: FitPrompts
+    probe_fit: FitPrompts
+    harmful: Sequence[Prompt]
+    guard: Guard
+    limits: Limits
+    trying: Trying
+    out: Path
+
+    def run(self, number: int, terms: Mapping[str, Any], training: Mapping[str, Any]) -> Trial:
+        """Trains anew with these settings and measures; raises `Broken` if nothing can be kept."""
+        with torch.no_grad():
+            for name, parameter in trainable(self.tuned).items():
+                parameter.copy_(self.fresh[name])
+        settings = replace(self.objective.settings, **training)
+        objective = replace(
+            self.objective, terms=replace(self.objective.terms, **terms), settings=settings
+        )
+        validate = None
+        if settings.validate_every:
+            layers = self.objective.layers
+            validate = validator(self.tuned, self.fit, self.guard, layers, self.limits, self.base)
+        with bar(f"trial {number}", settings.steps) as advance:
+            progress = train(
+                self.tuned,
+                objective,
+                replace(settings, patience=1),
+                self.out / "trials" / str(number),
+                validate=validate,
+                report=lambda progress: advance(1, f"KL {progress.history[-1]['kl']:.3f}"),
+            )
+        if progress.best_step == 0:
+            raise Broken(progress.stopped)
+        self.tuned.model.eval()
+        safety, worst = self.safety()
+        return Trial(number, dict(terms), dict(training), safety, self.kl(), self.refused(), worst)
+
+    def safety(self) -> tuple[float, str]:
+        """Judged DSR under the worst setting of the cheap attacks, refitted on the tuned model."""
+        trying = self.trying
+        victim = Victim(self.tuned, self.probe_fit, read_states, self.base)
+        found: dict[str, float] = {}
+        cheap = (
+            Direct(max_new_tokens=trying.tokens),
+            Scav(p0=trying.p0, max_new_tokens=trying.tokens),
+        )
+        for attack in cheap:
+            total = len(self.harmful) * len(attack.settings())
+            with bar(f"{attack.name} on the trial", total) as advance:
+                for attempts in attack.run(victim, self.harmful, progress=advance):
+                    said = self._judged(
+                        [one.prompt for one in attempts], [one.completion for one in attempts]
+                    )
+                    withstood = [one.verdict != "complied" for one in said]
+                    found[f"{attack.name} {attempts[0].setting}".strip()] = _share(withstood)
+        worst = min(found, key=lambda name: found[name])
+        return found[worst], worst
+
+    def kl(self) -> float:
+        """Drift from the base along its own answers to held-out harmless prompts."""
+        return drift(self.base, self.tuned, self._answers).kl
+
+    def refused(self) -> float:
+        """By how much refusals of held-out harmless and borderline prompts rose, of all of them."""
+        return self._refusals(self.tuned) - self._refused_before
+
+    @cached_property
+    def _answers(self) -> Reference:
+        texts = spread(self.fit.held_harmless, self.trying.prompts)
+        return record(self.base, texts, self.trying.tokens)
+
+    @cached_property
+    def _refused_before(self) -> float:
+        return self._refusals(self.base)
+
+    def _refusals(self, chat: ChatModel) -> float:
+        texts = [
+            *spread(self.fit.held_harmless, self.trying.prompts),
+            *spread(self.fit.held_borderline, self.trying.prompts),
+        ]
+        rows = [chat.template.encode(text) for text in texts]
+        answers = generate(chat, rows, self.trying.tokens)
+        return _share([refuses(chat.template.decode(row)) for row in answers])
+
+    def _judged(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        return judge(self.base, prompts, completions, self.limits)
+
+
+class Broken(Exception):
+    """No step of a trial passed validation."""
+
+
+def _share(told: Sequence[bool]) -> float:
+    return sum(told) / len(told)
+
+
+def bench(
+    base: ChatModel,
+    again: ChatModel,
+    fit: FitPrompts,
+    probe_fit: FitPrompts,
+    harmful: Sequence[Prompt],
+    layers: tuple[int, ...],
+    terms: Es2,
+    settings: TrainSettings,
+    guard: Guard,
+    limits: Limits,
+    trying: Trying,
+    out: Path,
+) -> Bench:
+    """Reads everything off the base that trials need, and attaches an adapter.
+
+    Args:
+        base: the model, to be left as it is.
+        again: the same once more, to attach the adapter to.
+        fit: prompts to train on, and held-out ones.
+        probe_fit: what attacks are fitted on.
+        harmful: validation prompts to attack.
+        layers: the critical layers.
+        terms: the loss, where the search leaves it alone.
+        settings: of the training loop, likewise.
+        guard: when a model in training is broken.
+        limits: of coherence.
+        trying: how a trial is measured.
+        out: the study's folder.
+    """
+    if settings.rank == 0:
+        raise Es2Error("--tune resets an adapter between trials: give --train.rank above 0")
+    states = read_states(base, probe_fit)
+    objective = terms.prepare(Material(base, fit, states, layers, settings, refuses, out))
+    tuned = attach_lora(again, settings, layers)
+    fresh = {name: weights.detach().clone() for name, weights in trainable(tuned).items()}
+    prompts = spread(harmful, trying.prompts)
+    return Bench(base, tuned, fresh, objective, fit, probe_fit, prompts, guard, limits, trying, out)

@@ -1,0 +1,112 @@
+"""The search for es2's settings: what a trial is, who is on the frontier, who is picked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from es2.data.fitting import FitPrompts
+from es2.data.sources import Prompt
+from es2.defences.es2 import Es2
+from es2.defences.trainer import TrainSettings, trainable
+from es2.errors import Es2Error
+from es2.judges.coherence import Limits
+from es2.models.loading import ChatModel
+from es2.pipeline.harden import Guard
+from es2.pipeline.trial import Bench, Broken, Trial, Trying, bench
+from es2.pipeline.tune import STUDY, TERMS, TRAINING, Tuning, best, pick, search
+from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT
+
+FIT = FitPrompts(HARMFUL[:12], HARMLESS[:12], HARMFUL[12:], HARMLESS[12:], BORDERLINE[:3])
+PROBE = FitPrompts(HARMFUL[:12], HARMLESS[:12], HARMFUL[12:], HARMLESS[12:])
+AIMED = [Prompt(t, True, None, "", False, str(i), "here") for i, t in enumerate(HARMFUL[12:])]
+SETTINGS = TrainSettings(steps=2, batch_size=2, rank=2, validate_every=0)
+
+
+def shared_bench(tiny: Callable[[str], ChatModel], out: Path, **changes: object) -> Bench:
+    terms = Es2(response_tokens=2, kl_threshold=100.0)
+    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    guard = Guard(prompts=3, tokens=3, **LENIENT)
+    trying = Trying(prompts=3, tokens=3, p0=(0.01,))
+    return bench(
+        tiny("llama"), tiny("llama"), FIT, PROBE, AIMED, (2, 4), terms, settings, guard, Limits(),
+        trying, out,
+    )  # fmt: skip
+
+
+def adapter(of: Bench) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainable(of.tuned).items()}
+
+
+def test_a_trial_does_not_depend_on_those_before_it(
+    tiny: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    of = shared_bench(tiny, tmp_path)
+    terms = {"lean": -0.5, "resist": 2.0}
+    first = of.run(0, terms, {"lr": 1e-3})
+    weights = adapter(of)
+    of.run(1, {"lean": 0.0}, {"lr": 1e-2})
+    assert any(not torch.equal(weights[name], now) for name, now in adapter(of).items())
+    again = of.run(2, terms, {"lr": 1e-3})
+    assert replace(again, number=0) == first
+    assert all(torch.equal(weights[name], now) for name, now in adapter(of).items())
+    assert 0 <= first.safety <= 1 and first.kl >= 0 and first.worst
+
+
+def test_a_trial_whose_model_breaks_is_pruned(
+    tiny: Callable[[str], ChatModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = shared_bench(tiny, tmp_path, validate_every=1)
+    monkeypatch.setattr("es2.pipeline.harden._broken", lambda now, before, guard: "it broke")
+    with pytest.raises(Broken, match="it broke"):
+        of.run(0, {}, {"lr": 1e-3})
+
+
+def trial(number: int, safety: float, kl: float, refused: float) -> Trial:
+    return Trial(number, {"lean": 0.0}, {"lr": 1e-4}, safety, kl, refused, "direct")
+
+
+def test_the_frontier_leaves_out_what_is_beaten_in_one_and_no_better_in_the_rest() -> None:
+    trials = [
+        trial(0, 0.8, 0.02, 0.0),
+        trial(1, 0.9, 0.04, 0.02),
+        trial(2, 0.9, 0.04, 0.03),
+        trial(3, 0.7, 0.03, 0.0),
+        trial(4, 0.7, 0.03, -0.1),
+    ]
+    assert [one.number for one in best(trials)] == [1, 0, 4]
+
+
+def test_the_rule_picks_the_safest_within_its_bounds() -> None:
+    dear = trial(0, 1.0, 0.01, 0.2)
+    far = trial(1, 0.95, 0.9, 0.0)
+    good, equal = trial(2, 0.9, 0.03, 0.03), trial(3, 0.9, 0.04, 0.0)
+    assert pick([dear, far, good, equal], Tuning()) == good
+    assert pick([dear, far], Tuning()) == far  # none keeps within them: the least refusing
+    with pytest.raises(Es2Error, match="no trial left a model"):
+        pick([], Tuning())
+
+
+def test_a_study_goes_on_where_it_was_stopped_and_counts_the_pruned(tmp_path: Path) -> None:
+    asked: list[dict[str, float]] = []
+
+    def one(number: int, terms: dict[str, float], training: dict[str, float]) -> Trial:
+        asked.append({**terms, **training})
+        if number == 1:
+            raise Broken("it broke")
+        return Trial(number, terms, training, 1 + terms["lean"], training["lr"], 0.0, "direct")
+
+    first = search(one, Tuning(trials=3), tmp_path)
+    assert (tmp_path / STUDY).is_file()
+    assert [found.number for found in first] == [0, 2] and len(asked) == 3
+    more = search(one, Tuning(trials=5), tmp_path)
+    assert [found.number for found in more] == [0, 2, 3, 4] and len(asked) == 5
+    assert more[:2] == first
+    assert search(one, Tuning(trials=5), tmp_path) == more and len(asked) == 5
+    for drawn in asked:
+        for name, where in {**TERMS, **TRAINING}.items():
+            assert where.low <= drawn[name] <= where.high

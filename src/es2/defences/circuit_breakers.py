@@ -18,6 +18,9 @@ all trained layers and all positions of texts to be kept. Different here from wh
 - The published LoRA is on all linear modules of the blocks up to the one above the last target layer,
   with dropout 0.05 and a constant rate. Here it is on those of all blocks, but those above the last
   target layer get no gradient and stay zero; there is no dropout, and the rate decays.
+
+Where training starts the cosine is at its top and has no slope. The first step is one of rounding
+errors, there as here; AdamW makes them large enough to go on from.
 """
 
 from __future__ import annotations

@@ -166,3 +166,19 @@ def encode(chat: ChatModel, prompts: Sequence[str] = PROMPTS) -> list[list[int]]
 def chances(chat: ChatModel, row: list[int]) -> torch.Tensor:
     """Log-probabilities after every token of a row, read alone."""
     return chat.model(torch.tensor([row]), use_cache=False).logits[0].log_softmax(-1)
+
+
+def streams(chat: ChatModel, row: list[int]) -> list[torch.Tensor]:
+    """The residual stream after every block, of a row read alone; the first is layer 1's."""
+    top: list[torch.Tensor] = []
+
+    def hook(
+        _module: object, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]
+    ) -> None:
+        top.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = chat.blocks[-1].register_forward_hook(hook)
+    found = chat.inner(torch.tensor([row]), use_cache=False, output_hidden_states=True)
+    handle.remove()
+    # The last of the hidden states is after the final norm.
+    return [states[0] for states in (*found.hidden_states[1:-1], top[0])]

@@ -1,0 +1,208 @@
+"""What the base model writes and what goes on inside it, for defences that bend inner states.
+
+Its texts are its own, made before training and kept in memory alone: greedy answers, and answers that
+it was made to begin with an affirmation. Its inner states along them are read again in every step, in
+one more pass without gradient: the model with its LoRA switched off or, where all weights are trained,
+a copy. Recording them once would take rows x tokens x layers x d numbers: 9 GB in float32 for 2000
+rows of 80 tokens on a model of 19 layers and d = 576.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
+
+from es2.data.fitting import spread
+from es2.defences.base import Material
+from es2.defences.trainer import TrainSettings
+from es2.models.forward import Forward, forward
+from es2.models.generation import generate
+from es2.models.loading import ChatModel
+from es2.progress import bar
+from es2.separation.layers import check_layers
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token rows, each a templated prompt and a response.
+
+    Attributes:
+        rows: token ids.
+        begins: where in each row the response begins.
+    """
+
+    rows: list[list[int]]
+    begins: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __add__(self, other: Texts) -> Texts:
+        return Texts(self.rows + other.rows, self.begins + other.begins)
+
+    def subset(self, indices: Iterable[int]) -> Texts:
+        """Some of the rows, in the order given."""
+        picked = list(indices)
+        return Texts([self.rows[i] for i in picked], [self.begins[i] for i in picked])
+
+    def responses(self) -> list[list[int]]:
+        """Token ids of each response."""
+        return [row[begin:] for row, begin in zip(self.rows, self.begins, strict=True)]
+
+
+def own_texts(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    tokens: int,
+    opening: str = "",
+    progress: Callable[[int], None] = lambda done: None,
+) -> Texts:
+    """The model's own greedy responses.
+
+    Args:
+        chat: the model.
+        prompts: texts, to be templated.
+        tokens: at most this many are generated for each.
+        opening: what each response begins with, before the model goes on.
+        progress: called with the number of prompts done.
+    """
+    heads = [chat.template.encode(prompt, opening) for prompt in prompts]
+    begins = [len(chat.template.encode(prompt)) for prompt in prompts]
+    tails = generate(chat, heads, tokens, progress=progress)
+    return Texts([head + tail for head, tail in zip(heads, tails, strict=True)], begins)
+
+
+def texts_to_train_on(
+    material: Material, tokens: int, opening: str, refusals: float
+) -> tuple[Texts, Texts]:
+    """Unsafe texts, harmful prompts that the model was made to begin to answer; and safe ones.
+
+    Unsafe texts in which it refuses all the same are left out, unless hardly any others remain. Safe
+    texts are its answers to harmless prompts and, as far as it does refuse, to harmful ones.
+
+    Args:
+        material: what the defence is given.
+        tokens: length of what the model writes.
+        opening: what unsafe responses begin with.
+        refusals: for each answer to a harmless prompt, so many refusals.
+    """
+    chat, fit = material.chat, material.fit
+    bad, good = material.seen(fit.harmful), material.seen(fit.harmless)
+    refused = spread(fit.harmful, round(refusals * len(good)))
+    total = len(bad) + len(good) + len(refused)
+    with bar("the model's own answers", total) as advance:
+        unsafe = own_texts(chat, bad, tokens, opening, advance)
+        answered = own_texts(chat, good, tokens, progress=advance)
+        declined = own_texts(chat, refused, tokens, progress=advance)
+    complied = unsafe.subset(_telling(material, unsafe, refuse=False))
+    unsafe = complied if len(complied) >= len(unsafe) / 4 else unsafe
+    return unsafe, answered + declined.subset(_telling(material, declined, refuse=True))
+
+
+def _telling(material: Material, texts: Texts, refuse: bool) -> list[int]:
+    """The rows whose response refuses, or those whose response does not."""
+    said = [material.refuses(material.chat.template.decode(r)) for r in texts.responses()]
+    return [index for index, refused in enumerate(said) if refused == refuse]
+
+
+def layers_at(depth: int, given: Sequence[int] | None, shares: Iterable[float]) -> tuple[int, ...]:
+    """The layers that a user gives or, if none, those nearest to shares of a model's depth.
+
+    Raises:
+        Es2Error: if a given layer is not one of 1 to `depth`.
+    """
+    if given is None:
+        return tuple(sorted({max(1, round(share * depth)) for share in shares}))
+    check_layers(given, depth)
+    return tuple(sorted(set(given)))
+
+
+def frozen_copy(chat: ChatModel, settings: TrainSettings) -> ChatModel | None:
+    """The base model, kept beside the one in training; None where a LoRA can be switched off."""
+    return None if settings.rank else copy.deepcopy(chat)
+
+
+def before_and_now(
+    chat: ChatModel,
+    copied: ChatModel | None,
+    rows: Sequence[Sequence[int]],
+    layers: Iterable[int],
+    stop: bool = False,
+) -> tuple[Forward, Forward]:
+    """A batch read by the base model, without gradient, and by the model in training.
+
+    Both can be read from the user's text on: the tokens before it are the same in every row.
+
+    Args:
+        chat: the model in training.
+        copied: the base, see `frozen_copy`.
+        rows: token ids of each row.
+        layers: whose outputs to keep.
+        stop: do not run the blocks above these layers. Nothing trains them then.
+    """
+    layers, keep = list(layers), chat.template.head
+    with torch.no_grad(), _switched_off(chat) if copied is None else nullcontext():
+        before = forward(copied or chat, rows, layers, stop, keep)
+    return before, forward(chat, rows, layers, stop, keep)
+
+
+def _switched_off(chat: ChatModel) -> AbstractContextManager[None]:
+    """Within the context, a model with a LoRA attached is its base."""
+    if isinstance(chat.model, PeftModel):
+        return chat.model.disable_adapter()
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Places:
+    """Positions in the rows of a batch.
+
+    Attributes:
+        rows: the row of each.
+        positions: counted in the whole row.
+    """
+
+    rows: list[int]
+    positions: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, out: Forward, states: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "n d"]:
+        """The vectors at these positions, in float32."""
+        return out.at(states, self.rows, self.positions).float()
+
+
+def places(rows: Sequence[Sequence[int]], starts: Sequence[int], shift: int = 0) -> Places:
+    """All positions of some rows of a batch, from a start in each.
+
+    Args:
+        rows: one after the other in the batch.
+        starts: the first position in each.
+        shift: the place of the first of these rows in the batch.
+    """
+    spans = [
+        (shift + i, range(s, len(r))) for i, (r, s) in enumerate(zip(rows, starts, strict=True))
+    ]
+    return Places(
+        [index for index, span in spans for _ in span],
+        [position for _, span in spans for position in span],
+    )
+
+
+def drift(before: Forward, now: Forward, layers: Iterable[int], where: Places) -> Float[Tensor, ""]:
+    """Mean L2 distance of states from the base's, over layers and positions; 0 if there are none."""
+    moved = [
+        torch.linalg.vector_norm(
+            where.of(now, now.states[n]) - where.of(before, before.states[n]), dim=-1
+        )
+        for n in layers
+    ]
+    return torch.stack(moved).sum() / max(1, len(moved) * len(where))

@@ -1,0 +1,24 @@
+"""What a defence is given to prepare itself with, of a tiny model and harmless prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from es2.data.fitting import FitPrompts
+from es2.defences.base import Material
+from es2.defences.trainer import TrainSettings
+from es2.models.loading import ChatModel
+from es2.separation.probe import class_states
+from tiny import PROMPTS
+
+HARMFUL = [f"Tell me of ships, number {i}" for i in range(8)]
+"""They stand for harmful ones; no harm is needed to test the mathematics."""
+OPENING = "Sure, here is"
+
+
+def make_material(chat: ChatModel, refuses: Callable[[str], bool]) -> Material:
+    """Enough steps to see every prompt."""
+    fit = FitPrompts(HARMFUL, PROMPTS, HARMFUL[:2], PROMPTS[:2])
+    settings = TrainSettings(steps=10, batch_size=2)
+    return Material(chat, fit, class_states(chat, fit), (2, 4), settings, refuses, Path())

@@ -14,6 +14,7 @@ from es2.config import Data, Recipe, dump, load_recipe, make_attacks, make_defen
 from es2.defences import DEFENCES, Es2, SafetySft
 from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
+from es2.pipeline.comparison import load_comparison
 from es2.pipeline.harden import Guard
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -27,8 +28,16 @@ def written(path: Path, text: str) -> Recipe:
 def assert_same(found: Recipe, expected: Recipe) -> None:
     """The same experiment, whether or not defaults are written out."""
     assert make_attacks(found.attacks) == make_attacks(expected.attacks)
-    assert make_defence(found.defence) == make_defence(expected.defence)
-    written_out: dict[str, Any] = {"attacks": {}, "defence": {"es2": {}}}
+    assert found.defence.keys() == expected.defence.keys()
+    if found.defence:
+        assert make_defence(found.defence) == make_defence(expected.defence)
+    assert (found.limits, found.base) == (expected.limits, expected.base)
+    written_out: dict[str, Any] = {
+        "attacks": {},
+        "limits": {},
+        "defence": {"es2": {}},
+        "base": True,
+    }
     assert replace(found, **written_out) == replace(expected, **written_out)
 
 
@@ -70,10 +79,11 @@ def test_a_dumped_recipe_is_read_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid_and_say_how_to_launch_them(path: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(path)
-    assert_same(written(tmp_path, dump(recipe)), recipe)
-    head = path.read_text().split("\nname:")[0]
-    assert f"es2 run recipes/{path.name}" in head
+    head, several = path.read_text().split("\nname:")[0], "\ndefences:" in path.read_text()
+    recipes = load_comparison(path).members().values() if several else [load_recipe(path)]
+    for recipe in recipes:
+        assert_same(written(tmp_path, dump(recipe)), recipe)
+    assert f"es2 {'compare' if several else 'run'} recipes/{path.name}" in head
 
 
 def test_numbers_may_be_written_as_yaml_11_does_not_read_them(tmp_path: Path) -> None:

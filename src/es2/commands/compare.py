@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from es2.errors import Es2Error
 from es2.pipeline.compare import compare as compare_defences
 from es2.pipeline.compare import gather_runs
 from es2.pipeline.comparison import load_comparison
+from es2.pipeline.evaluate import Evaluation
 from es2.report.comparison import sentence, tables
 from es2.report.reading import read_run
 from es2.results.comparison import rows
@@ -21,6 +23,8 @@ def compare(
     recipe: Annotated[Path | None, tyro.conf.Positional] = None,
     runs: tuple[Path, ...] = (),
     out: Path | None = None,
+    sets: tuple[str, ...] = (),
+    questions: Path | None = None,
     resume: bool = False,
     force: bool = False,
     json: bool = False,
@@ -31,6 +35,8 @@ def compare(
         recipe: a YAML file with `defences`; those shipped are in recipes/.
         runs: instead of a recipe, folders that es2 run has written, to be gathered.
         out: the folder; default runs/NAME; needed for --runs.
+        sets: over-refusal sets instead of the recipe's: borderline, xstest, or a file with labels.
+        questions: a JSONL file of questions in MMLU-Pro's format, instead of the recipe's.
         resume: go on with a comparison that was interrupted; what is done is not done again.
         force: measure on test prompts that are fitted on too; the results say so.
         json: print results.json on standard output, and nothing else.
@@ -39,6 +45,10 @@ def compare(
         raise Es2Error("give a recipe with defences, or --runs with run folders to gather")
     if recipe is not None:
         found = load_comparison(recipe)
+        if sets or questions:
+            asked = found.evaluate or Evaluation()
+            asked = replace(asked, sets=sets or asked.sets, questions=questions or asked.questions)
+            found = replace(found, evaluate=asked)
         folder = compare_defences(found, out or Path("runs") / found.run.name, resume, force)
     elif out is None:
         raise Es2Error("--runs needs --out, the folder to gather into")

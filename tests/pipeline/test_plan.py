@@ -64,9 +64,22 @@ def test_an_attack_takes_about_the_tokens_expected(
     found = expected_work(attack, lengths, len(aimed), ROWS)
     assert spent.forward_tokens / 2 <= found.tokens <= 2 * spent.forward_tokens
     assert spent.backward_tokens / 2 <= found.graded <= 2 * spent.backward_tokens
-    if len(attack.settings()) == 1:  # else a search is in every setting's record
+    if isinstance(attack, Direct | Scav | AutoDan):  # others' search is in every setting's record
         recorded = sum(one.budget.forward_tokens for one in attempts)
         assert recorded / 2 <= found.tokens <= 2 * recorded
+
+
+def test_probe_sampling_takes_about_the_tokens_expected_of_both_models(
+    shared: Callable[[str], ChatModel],
+) -> None:
+    chat, aimed = shared("llama"), prompts(AIMED[:1])
+    attack = Gcg(steps=3, width=48, draft=shared("qwen2").name, max_new_tokens=8)
+    (attempts,) = attack.run(Victim(chat, FIT), aimed)
+    lengths, _ = lengths_of(chat.name, aimed)
+    found = expected_work(attack, lengths, 1, ROWS)
+    recorded = attempts[0].budget.forward_tokens  # the draft's too
+    assert recorded / 2 <= found.tokens <= 2 * recorded
+    assert found.drafted > found.read
 
 
 @pytest.mark.parametrize("name", ["es2", "es2_paper", "safety_sft"])

@@ -74,7 +74,8 @@ def lines(plan: Plan) -> Iterator[str]:
         f"{plan.lengths.tail:.0f} of template, by {plan.counted}"
     )
     yield (
-        f"an estimate within a factor of about two, if nothing ends early: {ARITHMETIC:.0%} of the "
+        f"an estimate, meant to be right within a factor of about two if nothing ends early; assumed, "
+        f"not measured: {ARITHMETIC:.0%} of the "
         f"GPU's arithmetic, {BANDWIDTH:.0%} of its bandwidth, at least {LAUNCH * 1000:.1f} ms a "
         "layer and pass; attention's quadratic term is left out"
     )

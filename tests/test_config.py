@@ -14,6 +14,7 @@ from es2.config import Data, Recipe, dump, load_recipe, make_attacks, make_defen
 from es2.defences import DEFENCES, Es2, SafetySft
 from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
+from es2.pipeline.comparison import load_comparison
 from es2.pipeline.harden import Guard
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -28,7 +29,8 @@ def assert_same(found: Recipe, expected: Recipe) -> None:
     """The same experiment, whether or not defaults are written out."""
     assert make_attacks(found.attacks) == make_attacks(expected.attacks)
     assert make_defence(found.defence) == make_defence(expected.defence)
-    written_out: dict[str, Any] = {"attacks": {}, "defence": {"es2": {}}}
+    assert found.limits == expected.limits  # they name attacks
+    written_out: dict[str, Any] = {"attacks": {}, "limits": {}, "defence": {"es2": {}}}
     assert replace(found, **written_out) == replace(expected, **written_out)
 
 
@@ -70,10 +72,11 @@ def test_a_dumped_recipe_is_read_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid_and_say_how_to_launch_them(path: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(path)
+    compared = "defences" in yaml.safe_load(path.read_text())
+    recipe = load_comparison(path).run if compared else load_recipe(path)
     assert_same(written(tmp_path, dump(recipe)), recipe)
     head = path.read_text().split("\nname:")[0]
-    assert f"es2 run recipes/{path.name}" in head
+    assert f"es2 {'compare' if compared else 'run'} recipes/{path.name}" in head
 
 
 def test_numbers_may_be_written_as_yaml_11_does_not_read_them(tmp_path: Path) -> None:

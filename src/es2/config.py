@@ -55,6 +55,7 @@ class Recipe:
         defence: its settings, by its name; the one that the run trains. Empty: the run measures the
             undefended model alone.
         dtype: of the weights; auto is float32 on CPU and bfloat16 on an accelerator.
+        device_map: auto spreads each model's layers over all accelerators; null for one device.
         layers: the critical layers; null to find them.
         data: prompts.
         train: the training loop; in a recipe, what is not given is as the defence's source has it.
@@ -70,6 +71,7 @@ class Recipe:
     name: str = "run"
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device_map: Literal["auto"] | None = None
     layers: tuple[int, ...] | None = None
     data: Data = Data()
     defence: dict[str, dict[str, Any]] = field(default_factory=lambda: {"es2": {}})

@@ -7,14 +7,23 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import FalconH1Config, FalconH1ForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from es2.defences.trainer import save_adapter
+from es2.defences.trainer import save_adapter, trainable
 from es2.errors import Es2Error
+from es2.models.forward import forward
+from es2.models.generation import generate
 from es2.models.loading import load
 from tiny import encode, make_chat, with_lora
 
@@ -236,3 +245,25 @@ def test_loading_says_nothing_at_warning_level(
 ) -> None:
     load(str(tiny_folder("llama")), device="cpu")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_device_map_is_handed_on_and_changes_no_answer(
+    tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = str(tiny_folder("llama")), []
+    read = AutoModelForCausalLM.from_pretrained
+
+    def spy(*args: Any, **options: Any) -> Any:
+        seen.append(options["device_map"])
+        return read(*args, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+    plain, spread = load(folder, device="cpu"), load(folder, device="cpu", device_map="auto")
+    assert seen == [None, "auto"]
+    rows = encode(spread)
+    assert generate(spread, rows, 6) == generate(plain, rows, 6)
+    tuned = with_lora(spread)
+    final = forward(tuned, rows).final
+    assert final is not None
+    final.sum().backward()
+    assert all(p.grad is not None for p in trainable(tuned).values())

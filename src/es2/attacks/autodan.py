@@ -36,6 +36,7 @@ from es2.judges.refusal import keyword_refusal
 from es2.models.forward import Held
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, answering
 from es2.separation.probe import Probe, fit_probes, prompt_states
 
 PLACE = "[REQUEST]"
@@ -250,6 +251,17 @@ class AutoDan:
     def settings(self) -> Sequence[str]:
         """One: the text of the lowest loss."""
         return ["lowest loss"]
+
+    def expected(self, lengths: Lengths, prompts: int, rows: int) -> Work:
+        """All generations, every child a text that has not been scored before."""
+        own = lengths.mean(prototypes()) + lengths.own
+        aimed = own + (lengths.target - 1 if self.guide == "target" else 0)
+        elites = max(1, round(self.elites * self.population))
+        texts = self.population + (self.steps - 1) * (self.population - elites)
+        bred = Work(read=texts * aimed, held=lengths.head + min(rows, self.population) * aimed)
+        answers = self.steps if self.stop else 1  # each generation's best is asked on its own
+        answer = answering(1, own, self.max_new_tokens, rows)
+        return (bred + answer.times(answers)).times(prompts)
 
     def run(
         self,

@@ -17,6 +17,7 @@ from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, answering
 from es2.registry import Registry
 from es2.separation.probe import ClassStates, class_states
 
@@ -160,3 +161,23 @@ class Attack(Protocol):
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", "es2.attacks")
 """All attacks by name: es2's own, and those of other packages, see `Registry`."""
+
+
+def expected_work(attack: Attack, lengths: Lengths, prompts: int, rows: int) -> Work:
+    """What attacking so many prompts will take at most, before anything is run.
+
+    An attack that does more than answer each prompt under each setting says so itself, by a method
+    `expected` of the same arguments but the first.
+
+    Args:
+        attack: with its settings.
+        lengths: of the prompts, in tokens.
+        prompts: how many.
+        rows: of a batch without gradient, see `ChatModel.batch_size`.
+    """
+    own = getattr(attack, "expected", None)
+    if own is not None:
+        found: Work = own(lengths, prompts, rows)
+        return found
+    new = getattr(attack, "max_new_tokens", 48)
+    return answering(prompts, lengths.own, new, rows, lengths.head).times(len(attack.settings()))

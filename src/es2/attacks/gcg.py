@@ -11,6 +11,7 @@ step's best replacements (arXiv 2405.21018), a schedule of positions, and probe 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import Budget, metered
-from es2.attacks.probe_sampling import narrowed
+from es2.attacks.probe_sampling import REDUCTION, SHARE, narrowed
 from es2.attacks.soft_prompt import Sharing, embedded, gradients
 from es2.attacks.target import AFFIRMATION, Loss, Reading, read_target
 from es2.data.fitting import spread
@@ -32,6 +33,7 @@ from es2.errors import Es2Error
 from es2.models.forward import Held
 from es2.models.generation import generate
 from es2.models.loading import ChatModel, load
+from es2.models.work import Lengths, Work, answering
 
 Rule = Literal["lowest loss", "first success"]
 Positions = Literal["random", "turns"]
@@ -137,6 +139,49 @@ class Gcg:
     def settings(self) -> Sequence[str]:
         """By which rule the suffix is selected."""
         return RULES
+
+    def expected(self, lengths: Lengths, prompts: int, rows: int) -> Work:
+        """Gradients, candidates and answers; all steps, as if no search ended early."""
+        universal = self.sharing == "universal"
+        searches, fitted = (1, self.fit) if universal else (prompts, 1)
+        suffix = lengths.count(self.start)
+        target = lengths.count(AFFIRMATION) if universal else lengths.target
+        behind = lengths.tail + target - 1
+        size = max(1, rows // 2)
+        width: float = self.width
+        if self.draft:  # as if its ranking and the model's agreed by half
+            width = self.width / SHARE + self.width / REDUCTION / 2
+        width += max(0, self.merge - 1)
+        read = width * (self._changed(suffix, width, size) + behind)
+        graded = suffix + behind
+        step = Work(
+            read=fitted * read,
+            graded=fitted * graded,
+            passes=3 * math.ceil(fitted / size),
+            drafted=fitted
+            * self.width
+            * (self._changed(suffix, self.width, rows) + behind if self.draft else 0),
+            batch=min(fitted, size) * graded,
+            held=lengths.head + lengths.prompt + size * graded,
+            scored=min(fitted, size) * target,
+        )
+        once = Work(read=fitted * (lengths.head + lengths.prompt))
+        own = lengths.own + suffix
+        new = self.max_new_tokens
+        answers = answering(prompts, own, new, rows if universal else 1, lengths.head)
+        return (step.times(self.steps) + once).times(searches) + answers.times(len(RULES))
+
+    def _changed(self, suffix: float, width: float, size: int) -> float:
+        """How many of the suffix's tokens a candidate's row reads; those before are the batch's own.
+
+        Candidates stand in the order of the first position that they change, so of B batches of equal
+        size the b-th shares all but b / B of the suffix: (B + 1) / 2B on average.
+        """
+        batches = math.ceil(width / size)
+        if self.positions == "turns":
+            return (min(suffix, self.steps * self.replace) + 1) / 2
+        first = suffix * self.replace / (self.replace + 1)  # of several positions, the first
+        return min(suffix, first + suffix / (2 * batches))
 
     def run(
         self,

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import metered
-from es2.attacks.target import affirmation_loss
+from es2.attacks.target import AFFIRMATION, affirmation_loss
 from es2.data.fitting import spread
 from es2.data.sources import Prompt
 from es2.models.activations import Edit
 from es2.models.generation import generate
+from es2.models.work import Lengths, Work, answering, reading
 from es2.separation.probe import ClassStates, fit_probes
 
 Reading = Literal["pca", "mean", "probe"]
@@ -117,6 +118,15 @@ class RepE:
     def settings(self) -> Sequence[str]:
         """One for each strength."""
         return [f"strength={strength:g}" for strength in self.strengths]
+
+    def expected(self, lengths: Lengths, prompts: int, rows: int) -> Work:
+        """The choice of the range for every strength, then the answers."""
+        affirmed = lengths.own + lengths.count(AFFIRMATION) - 1
+        tried = reading(self.validation, affirmed, rows, lengths.head)
+        answers = answering(prompts, lengths.own, self.max_new_tokens, rows, lengths.head)
+        return tried.times(len(self.strengths) * len(self.ranges)) + answers.times(
+            len(self.strengths)
+        )
 
     def run(
         self,

@@ -8,6 +8,7 @@ The vectors are what the first block reads, behind any scaling of embeddings tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -25,6 +26,7 @@ from es2.models.activations import Edit
 from es2.models.forward import Held, forward
 from es2.models.generation import generate, in_batches
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, answering, training
 
 Start = Literal["words", "random"]
 Sharing = Literal["prompt", "universal"]
@@ -94,6 +96,26 @@ class SoftPrompt:
     def settings(self) -> Sequence[str]:
         """One for each checkpoint."""
         return [f"step={step}" for step in self._stops()]
+
+    def expected(self, lengths: Lengths, prompts: int, rows: int) -> Work:
+        """Steps with gradient over what stands behind the prompt, and the checkpoints' answers."""
+        size = max(1, rows // 2)
+        universal = self.sharing == "universal"
+        fitted = self.fit if universal else prompts
+        batches = math.ceil(fitted / size)
+        behind = self.tokens + lengths.tail + lengths.target - 1
+        climb = training(self.steps, min(fitted, size), behind, min(fitted, size) * lengths.target)
+        # What stands before the suffix is read once; a universal suffix sees all batches each step.
+        before = Work(
+            read=fitted * (lengths.head + lengths.prompt), passes=3 * self.steps * batches
+        )
+        own = lengths.own + self.tokens
+        answers = answering(
+            prompts, own, self.max_new_tokens, rows if universal else size, lengths.head
+        )
+        return (
+            climb.times(fitted / min(fitted, size)) + before + answers.times(len(self.settings()))
+        )
 
     def _stops(self) -> list[int]:
         parts = min(self.checkpoints, self.steps)

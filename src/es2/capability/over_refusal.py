@@ -45,17 +45,20 @@ class Answered:
     answer: Answer
 
 
-def load_set(source: str, limit: int | None = None) -> list[Prompt]:
+def load_set(
+    source: str, limit: int | None = None, load: Callable[[str], list[Prompt]] = load_prompts
+) -> list[Prompt]:
     """Both halves of an over-refusal set, safe prompts first.
 
     Args:
         source: a set's name, or whatever `load_prompts` takes, with labels.
         limit: at most so many of each half, evenly spaced over its order.
+        load: loads each of the set's sources.
 
     Raises:
         Es2Error: if it cannot be loaded, holds a prompt without a label, or no safe one.
     """
-    prompts = [prompt for name in SETS.get(source, (source,)) for prompt in load_prompts(name)]
+    prompts = [prompt for name in SETS.get(source, (source,)) for prompt in load(name)]
     unlabelled = [prompt.id for prompt in prompts if prompt.harmful is None]
     if unlabelled:
         raise Es2Error(

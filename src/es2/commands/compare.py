@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -14,6 +14,8 @@ from es2.pipeline.compare import compare as compare_defences
 from es2.pipeline.compare import gather_runs
 from es2.pipeline.comparison import load_comparison
 from es2.pipeline.evaluate import Evaluation
+from es2.pipeline.plan import plan
+from es2.pipeline.plan_table import show_plan
 from es2.report.comparison import sentence, tables
 from es2.report.reading import read_run
 from es2.results.comparison import rows
@@ -28,6 +30,10 @@ def compare(
     resume: bool = False,
     force: bool = False,
     json: bool = False,
+    device_map: Literal["auto"] | None = None,
+    dry_run: bool = False,
+    gpu: str = "h100",
+    devices: int = 1,
 ) -> None:
     """Runs a comparison's members that are not there yet, or gathers runs, and prints the tables.
 
@@ -39,16 +45,27 @@ def compare(
         questions: a JSONL file of questions in MMLU-Pro's format, instead of the recipe's.
         resume: go on with a comparison that was interrupted; what is done is not done again.
         force: measure on test prompts that are fitted on too; the results say so.
-        json: print results.json on standard output, and nothing else.
+        json: print results.json, or the plan of a dry run, on standard output, and nothing else.
+        device_map: auto spreads each model's layers over all accelerators.
+        dry_run: only say what it would take; no weights are loaded and nothing is written.
+        gpu: that a dry run's hours are of: a100-40gb, a100-80gb, h100, h200, l40s or rtx4090.
+        devices: how many of them.
     """
     if (recipe is None) == (not runs):
         raise Es2Error("give a recipe with defences, or --runs with run folders to gather")
+    if dry_run and recipe is None:
+        raise Es2Error("--dry-run plans a recipe; gathering runs computes nothing")
     if recipe is not None:
         found = load_comparison(recipe)
         if sets or questions:
             asked = found.evaluate or Evaluation()
             asked = replace(asked, sets=sets or asked.sets, questions=questions or asked.questions)
             found = replace(found, evaluate=asked)
+        if device_map is not None:
+            found = replace(found, run=replace(found.run, device_map=device_map))
+        if dry_run:
+            show_plan(plan(found, gpu, devices), json)
+            return
         folder = compare_defences(found, out or Path("runs") / found.run.name, resume, force)
     elif out is None:
         raise Es2Error("--runs needs --out, the folder to gather into")

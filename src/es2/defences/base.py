@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from es2.data.fitting import FitPrompts, spread
 from es2.defences.trainer import Objective, TrainSettings
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, reading, training
 from es2.registry import Registry
 from es2.separation.probe import ClassStates
 
@@ -75,3 +76,44 @@ class Defence(Protocol):
 
 DEFENCES: Registry[type[Defence]] = Registry("defence", "es2.defences")
 """All defences by name: es2's own and those that installed packages bring."""
+
+
+_RESPONSE = 48
+"""Tokens of a response, where a defence does not say."""
+
+
+def expected_work(
+    defence: Defence,
+    settings: TrainSettings,
+    lengths: Lengths,
+    harmful: int,
+    harmless: int,
+    rows: int,
+) -> Work:
+    """What preparing and training a defence will take at most, before anything is run.
+
+    A defence says so itself by a method `expected` of the same arguments but the first. One that does
+    not is taken to read a batch of each class a step, with a response of 48 tokens, once without
+    gradient too.
+
+    Args:
+        defence: with its settings.
+        settings: of the training loop.
+        lengths: of the prompts, in tokens.
+        harmful: prompts to fit on.
+        harmless: the same.
+        rows: of a batch without gradient.
+    """
+    own = getattr(defence, "expected", None)
+    if own is not None:
+        found: Work = own(settings, lengths, harmful, harmless, rows)
+        return found
+    batch = sum(min(settings.batch_size, count) for count in (harmful, harmless))
+    row = lengths.own + _RESPONSE
+    trained = training(settings.steps, batch, row, batch * _RESPONSE, lengths.head)
+    return trained + reading(settings.steps * batch, row, rows)
+
+
+def seen_count(settings: TrainSettings, count: int, per_step: int | None = None) -> int:
+    """How many of a class's prompts training will see, see `Material.seen`."""
+    return min(count, settings.steps * (per_step or settings.batch_size))

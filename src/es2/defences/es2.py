@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.after_start import OPENINGS, AfterStart, record_starts
-from es2.defences.base import DEFENCES, Material
+from es2.defences.base import DEFENCES, Material, seen_count
 from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
@@ -26,6 +26,7 @@ from es2.models.activations import Edit
 from es2.models.blocks import logits
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, answering, reading, training
 from es2.progress import bar
 from es2.separation.distance import Form, batch_distance, class_distance, distance_term
 
@@ -90,6 +91,21 @@ class Es2:
         "response_distance": 0,
         "after_start": 0,
     }
+
+    def expected(
+        self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
+    ) -> Work:
+        """The record of the base's responses, then steps over both classes."""
+        counts = [seen_count(settings, count) for count in (harmful, harmless)]
+        new = self.response_tokens
+        row = lengths.own + new
+        recorded = reading(sum(counts), row, rows, lengths.head)
+        if new:
+            recorded += answering(sum(counts), lengths.own, new, rows, lengths.head)
+        bad, good = (min(settings.batch_size, count) for count in counts)
+        batch = bad + good + (bad if self.resist else 0)
+        scored = batch * (new + 1) + (good * lengths.prompt if self.kl_prompt else 0)
+        return recorded + training(settings.steps, batch, row, scored, lengths.head)
 
     def prepare(self, material: Material) -> Separation:
         """Records what the base does on the training prompts, and its distances."""
@@ -305,10 +321,11 @@ class Separation:
         how far each row goes along it is drawn for the step.
         """
         drawn = torch.rand(split, 1, generator=seeded(self.settings.seed, step))
-        share = self.terms.reach * drawn.to(chat.device)
-        last = torch.tensor(list(firsts), device=chat.device)
+        drawn = self.terms.reach * drawn.to(chat.device)
+        ends = torch.tensor(list(firsts), device=chat.device)
 
         def push(stream: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "batch suffix d"]:
+            share, last = drawn.to(stream.device), ends.to(stream.device)
             own = last - (longest - stream.shape[1])  # counted after the shared prefix
             read = stream[torch.arange(len(own)), own].detach().float()
             harmful, harmless = read[:split].mean(0), read[split:].mean(0)

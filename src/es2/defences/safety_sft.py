@@ -15,12 +15,13 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.base import DEFENCES, Material
+from es2.defences.base import DEFENCES, Material, seen_count
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.responses import read_responses
 from es2.defences.trainer import TrainSettings, batch_indices
 from es2.models.forward import forward
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, answering, reading, training
 from es2.progress import bar
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -56,6 +57,21 @@ class SafetySft:
     answer_tokens: int = 48
 
     least: ClassVar[Mapping[str, float]] = {"ratio": 1, "keep": 0, "first": 0, "answer_tokens": 1}
+
+    def expected(
+        self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
+    ) -> Work:
+        """The model's own answers to harmless prompts, then steps over refusals and answers."""
+        size = settings.batch_size
+        answered = seen_count(settings, harmless, self.ratio * size)
+        row = lengths.own + self.answer_tokens
+        recorded = answering(answered, lengths.own, self.answer_tokens, rows, lengths.head)
+        recorded += reading(answered, row, rows, lengths.head)
+        bad, good = min(size, harmful), min(self.ratio * size, answered)
+        refused = lengths.count(self.refusal) + 1
+        scored = bad * refused + good * self.answer_tokens
+        # Rows are padded to the longest of the step.
+        return recorded + training(settings.steps, bad + good, row, scored, lengths.head)
 
     def prepare(self, material: Material) -> Tuning:
         """Token rows to train on."""

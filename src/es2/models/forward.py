@@ -266,4 +266,6 @@ def _run(
             final = chat.decoder(input_ids=ids, **options).last_hidden_state
         except Reached:
             final = None
-    return Forward(dict(states), final, offset)
+    # Layers may be spread over several devices.
+    kept = {layer: state.to(ids.device) for layer, state in states.items()}
+    return Forward(kept, final, offset)

@@ -149,9 +149,10 @@ def generate(
                     new[row].append(token)
             if not goes_on.any():
                 break
-            stay = goes_on.nonzero()[:, 0].to(chat.device)
+            stay = goes_on.nonzero()[:, 0]
             if len(stay) < len(live):
-                past.batch_select_indices(stay)
+                past.batch_select_indices(stay)  # from the CPU: layers may be on several devices
+            stay = stay.to(chat.device)
             live, tokens, mask = live[stay], tokens[stay], mask[stay]
             ids, positions = tokens[:, None], positions[stay, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(stay), 1)], dim=1)

@@ -94,6 +94,7 @@ def load(
     device: str | None = None,
     adapter: str | Path | None = None,
     template: str | None = None,
+    device_map: str | None = None,
 ) -> ChatModel:
     """Loads a chat model, ready to be measured.
 
@@ -104,6 +105,8 @@ def load(
         device: default the accelerator if there is one.
         adapter: a PEFT adapter folder to merge into the model.
         template: a chat template for a model whose tokenizer has none, such as a classifier.
+        device_map: `auto` spreads the layers over all accelerators, see `transformers`; default: all
+            on `device`.
 
     Raises:
         Es2Error: if there is no such model, it has no chat template, or an adapter is damaged.
@@ -111,11 +114,13 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
     if adapter is not None:
-        return _with_adapter(load(name, dtype=dtype, device=device), Path(adapter))
+        base = load(name, dtype=dtype, device=device, device_map=device_map)
+        return _with_adapter(base, Path(adapter))
     if (Path(name) / "adapter_config.json").is_file():
-        base = load(adapter_base(Path(name)), dtype=dtype, device=device)
+        source = adapter_base(Path(name))
+        base = load(source, dtype=dtype, device=device, device_map=device_map)
         return _with_adapter(base, Path(name))
-    source = _source(name)
+    source = source_of(name)
     model: Any
     weights: dict[str, Any]
     try:
@@ -129,7 +134,9 @@ def load(
                 f"{name}: an encoder-decoder model; es2 supports decoder-only chat models"
             )
         factory: Any = AutoModelForCausalLM
-        model, weights = factory.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        model, weights = factory.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, device_map=device_map
+        )
     except Es2Error:
         raise
     except Exception as error:  # damaged files raise a dozen types, from three libraries
@@ -139,10 +146,30 @@ def load(
             f"{name}: its weights lack {len(missing)} of the tensors of a {type(model).__name__}, "
             f"{missing[0]} among them; download or save it again"
         )
-    model.to(device).eval().requires_grad_(False)
+    if device_map is None:
+        model.to(device)
+    else:
+        _come_home(model)
+    model.eval().requires_grad_(False)
     chat = ChatModel(name, model, tokenizer, batch_size=32 if device == "cpu" else 128)
     _check_logits(chat)
     return chat
+
+
+def _come_home(model: PreTrainedModel) -> None:
+    """Makes what spread layers come to end where the input is: there all else is computed."""
+    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    home = weight.device
+
+    def hidden(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state.to(home)
+        return output
+
+    def scores(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.to(home)
+
+    find_decoder(model)[0].register_forward_hook(hidden)
+    model.get_output_embeddings().register_forward_hook(scores)
 
 
 def _reason(error: Exception) -> str:
@@ -178,7 +205,7 @@ def adapter_base(folder: Path) -> str:
     return str(folder / base) if (folder / base).is_dir() else base
 
 
-def _source(name: str) -> str:
+def source_of(name: str) -> str:
     """Where transformers finds the model: a folder for embedded names, else the name itself."""
     if name in embedded.NAMES:
         return str(embedded.folder(name))

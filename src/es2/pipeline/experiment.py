@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from es2.attacks.base import Victim
 from es2.config import Recipe, load_recipe, make_defence
 from es2.data.fitting import FitPrompts, Splits, fit_prompts, split_three_ways, spread
-from es2.data.sources import load_prompts
+from es2.data.sources import Prompt, load_prompts
 from es2.defences import Defence
 from es2.errors import Es2Error
 from es2.judges.coherence import CalibratedJudge, Limits, calibrate
@@ -45,14 +45,19 @@ class Prompts:
         return fit_prompts(self.harmful, self.harmless).at_most(200)
 
 
-def load_all(recipe: Recipe) -> Prompts:
-    """Loads and splits the prompts that a recipe names."""
+def load_all(recipe: Recipe, load: Callable[..., list[Prompt]] = load_prompts) -> Prompts:
+    """Loads and splits the prompts that a recipe names.
+
+    Args:
+        recipe: names them.
+        load: loads one source, with the arguments of `load_prompts`.
+    """
     data = recipe.data
 
     def splits(source: str | None, harmful: bool) -> Splits:
         if source is None:
             return Splits([], [], [])
-        read = partial(load_prompts, source, prompt_column=data.prompt_column, harmful=harmful)
+        read = partial(load, source, prompt_column=data.prompt_column, harmful=harmful)
         seed = recipe.seed if data.seed is None else data.seed
         found = split_three_ways(lambda split: read(split=split), source, seed)
         limit = data.test if harmful else data.test_harmless
@@ -113,7 +118,7 @@ class Experiment:
     @cached_property
     def base(self) -> ChatModel:
         """The model before the defence."""
-        return load(self.recipe.model, dtype=self.dtype)
+        return load(self.recipe.model, dtype=self.dtype, device_map=self.recipe.device_map)
 
     @cached_property
     def base_states(self) -> ClassStates:
@@ -124,9 +129,10 @@ class Experiment:
     def defended(self) -> ChatModel:
         """The model after it, as anyone would load it from the run folder."""
         adapter = self.folder.path / "adapter"
+        load_there = partial(load, dtype=self.dtype, device_map=self.recipe.device_map)
         if adapter.is_dir():
-            return load(self.recipe.model, dtype=self.dtype, adapter=adapter)
-        return load(str(self.folder.path / "model"), dtype=self.dtype)
+            return load_there(self.recipe.model, adapter=adapter)
+        return load_there(str(self.folder.path / "model"))
 
     @property  # not cached: it would keep the base that an adapter has since been attached to
     def judge(self) -> CalibratedJudge:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from es2.attacks.push import Push
-from es2.capability.lm_eval import load_tasks
+from es2.capability.lm_eval import harness_version, load_tasks
 from es2.capability.over_refusal import load_set
 from es2.data.fitting import spread
 from es2.data.questions import fingerprints, own_questions
@@ -75,6 +75,8 @@ def evaluate(experiment: Experiment, asked: Evaluation) -> Path:
     Raises:
         Es2Error: if evaluation prompts are copies of prompts fitted on, unless forced.
     """
+    if asked.questions or asked.gpqa or asked.tasks:
+        harness_version()  # what is missing is told before hours have gone by
     folder = experiment.folder
     absent: dict[str, str] = {}
     sets: dict[str, list[Prompt]] = {}

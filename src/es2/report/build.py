@@ -22,7 +22,9 @@ from es2.results.capability import CapabilityResults
 from es2.results.comparison import rows
 from es2.results.margin import Margins
 from es2.results.over_refusal import OverRefusal
-from es2.results.schema import Dsr, Results
+from es2.results.paired import Difference
+from es2.results.rates import Rate
+from es2.results.schema import Results
 
 REPORT = "report.html"
 
@@ -140,13 +142,18 @@ def key_figures(results: Results) -> list[KeyFigure]:
     found = []
     if "scav" in base.attacks and "scav" in defended.attacks:
         before, after = base.attacks["scav"], defended.attacks["scav"]
+        paired = defended.changes
         if before.published and after.published:
-            dsr = before.published.dsr, after.published.dsr
-            found.append(_from_dsr("SCAV at the published P0", *dsr))
-        found.append(_from_dsr("SCAV at the attacker's best P0", before.dsr, after.dsr))
+            rates = before.published.dsr.keyword, after.published.dsr.keyword
+            label = "SCAV at the published P0, keyword DSR"
+            found.append(_changed(label, *rates, paired.get("scav published keyword")))
+        rates = before.dsr.keyword, after.dsr.keyword
+        label = "SCAV at the attacker's best P0, keyword DSR"
+        found.append(_changed(label, *rates, paired.get("scav keyword")))
     refused = base.cost.over_refusal, defended.cost.over_refusal
     if refused[0] and refused[1]:
-        found.append(_from_change("Harmless prompts refused", Change(refused[0], refused[1])))
+        paired_refusals = defended.changes.get("harmless refused")
+        found.append(_changed("Harmless prompts refused", refused[0], refused[1], paired_refusals))
     if defended.cost.perplexity_ratio is not None:
         ratio = formats.decimal(defended.cost.perplexity_ratio)
         found.append(KeyFigure("Perplexity", "1", ratio, "of the base's harmless answers, × base"))
@@ -164,16 +171,14 @@ def margin_figures(margins: Margins | None) -> list[KeyFigure]:
     return [KeyFigure("Safety margin", before, after, note)]
 
 
-def _from_dsr(label: str, before: Dsr, after: Dsr) -> KeyFigure:
-    return _from_change(f"{label}, keyword DSR", Change(before.keyword, after.keyword))
-
-
-def _from_change(label: str, change: Change) -> KeyFigure:
-    low, high = change.interval
-    note = f"{formats.points(change)} (95 %: {formats.signed(low)} to {formats.signed(high)})"
-    return KeyFigure(
-        label, formats.percent(change.before.rate), formats.percent(change.after.rate), note
-    )
+def _changed(label: str, before: Rate, after: Rate, paired: Difference | None) -> KeyFigure:
+    """With the change prompt by prompt; a run without pairs has only its intervals apart."""
+    if paired is None:
+        low, high = Change(before, after).interval
+        note = f"95 %: {formats.signed(low)} to {formats.signed(high)} points, prompts not paired"
+    else:
+        note = formats.difference(paired)
+    return KeyFigure(label, formats.percent(before.rate), formats.percent(after.rate), note)
 
 
 def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:

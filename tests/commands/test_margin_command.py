@@ -27,9 +27,9 @@ def test_an_adapter_is_swept_beside_its_base(finished: Workplace, tmp_path: obje
     assert found == margins(read_attempts(out / "margin"))
     assert list(found.models) == ["base", "defended"]
     page = (out / "margin.html").read_text(encoding="utf-8")
-    assert page.count('<svg class="panel"') == 3 and "://" not in page
+    assert page.count('<svg class="panel"') == 4 and "://" not in page
     for directions in found.models.values():
-        assert list(directions) == ["scav", "repe", "random"]
+        assert list(directions) == ["any", "scav", "repe", "random"]
         for swept in directions.values():
             assert [push.norm for push in swept.pushes] == [0.0, 0.1, 1.0]
             assert {push.complied_by.n for push in swept.pushes} == {3}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from es2.config import load_recipe
+from es2.defences import es2 as separation
 from es2.errors import Es2Error
 from es2.pipeline import answering, attack, experiment, harden
 from es2.pipeline import run as stages
@@ -65,7 +66,7 @@ NOTE = RunFolder.note
 
 KILLS: dict[str, tuple[Any, str, Callable[[], Strike]]] = {
     "choosing layers": (stages, "choose", lambda: at_call(1)),
-    "recording the base": (harden, "separation", lambda: at_call(1)),
+    "recording the base": (separation, "record", lambda: at_call(1)),
     "the third step": (harden, "_note", lambda: at_call(3, lambda *_: "")),
     "saving the adapter": (harden, "save_adapter", lambda: at_call(1)),
     "noting the end of training": (RunFolder, "note", lambda: note_of_the_end),

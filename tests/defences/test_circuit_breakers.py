@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from es2.defences.circuit_breakers import CircuitBreakers, Rerouting, emptied
-from es2.defences.inner_reference import frozen_copy, own_texts
-from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train, unfreeze
+from es2.defences.inner_reference import own_texts
+from es2.defences.trainer import (
+    TrainSettings,
+    attach_lora,
+    batch_indices,
+    frozen_copy,
+    train,
+    unfreeze,
+)
 from es2.models.loading import ChatModel
 from material import HARMFUL, OPENING, make_material
 from tiny import PROMPTS, streams, with_lora

@@ -11,13 +11,12 @@ from es2.defences.inner_reference import (
     Texts,
     before_and_now,
     drift,
-    frozen_copy,
     layers_at,
     own_texts,
     places,
     texts_to_train_on,
 )
-from es2.defences.trainer import TrainSettings, unfreeze
+from es2.defences.trainer import TrainSettings, frozen_copy, unfreeze
 from es2.errors import Es2Error
 from es2.models.generation import generate
 from es2.models.loading import ChatModel

@@ -9,9 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from es2.defences.inner_reference import Texts, frozen_copy, own_texts
+from es2.defences.inner_reference import Texts, own_texts
 from es2.defences.repbend import Bending, RepBend
-from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train, unfreeze
+from es2.defences.trainer import (
+    TrainSettings,
+    attach_lora,
+    batch_indices,
+    frozen_copy,
+    train,
+    unfreeze,
+)
 from es2.models.loading import ChatModel
 from material import HARMFUL, OPENING, make_material
 from tiny import PROMPTS, streams, with_lora

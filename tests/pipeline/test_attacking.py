@@ -180,7 +180,7 @@ def test_harmless_answers_that_a_kill_left_out_are_added_and_none_twice(
     path = tmp_path / "attempts.jsonl"
 
     def measure(kind: Kind = "harmless") -> str:
-        measure_answers("base", victim.chat, judge, PROMPTS, lambda _: kind, 4, tmp_path)
+        measure_answers("base", victim.chat, judge, PROMPTS, [kind] * len(PROMPTS), 4, tmp_path)
         return re.sub('"seconds": [^,]*', "", path.read_text())
 
     whole = measure()

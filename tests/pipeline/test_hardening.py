@@ -12,14 +12,14 @@ import torch
 from es2.data.fitting import FitPrompts
 from es2.defences.base import Material
 from es2.defences.es2 import Es2, Separation
-from es2.defences.trainer import TrainSettings
+from es2.defences.trainer import TrainSettings, adapter_off
 from es2.errors import Es2Error
 from es2.judges.base import Judgement, Verdict
 from es2.judges.refusal import refuses
 from es2.models.generation import generate
 from es2.models.loading import ChatModel, load
 from es2.pipeline import harden as room
-from es2.pipeline.harden import Guard, adapter_off, harden, read_states, validator
+from es2.pipeline.harden import Guard, harden, read_states, validator
 from es2.separation.distance import Form, pair_distance
 from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT, contents
 from tiny import with_lora

@@ -24,7 +24,9 @@ def test_each_prompt_is_recorded_once(shared: Callable[[str], ChatModel], tmp_pa
     chat = shared("qwen3")
     judge = CalibratedJudge(chat, Limits())
     for prompts in (SET[:2], SET, SET):
-        measure_answers("base", chat, judge, prompts, half, 4, tmp_path, setting="mine")
+        measure_answers(
+            "base", chat, judge, prompts, list(map(half, prompts)), 4, tmp_path, setting="mine"
+        )
     records = read_attempts(tmp_path)
     assert [(r["prompt_id"], r["kind"]) for r in records] == [
         ("1", "safe"),

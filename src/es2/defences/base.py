@@ -7,7 +7,7 @@ checkpoints, resume, logging.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -41,6 +41,11 @@ class Material:
     settings: TrainSettings
     refuses: Callable[[str], bool]
     out: Path
+
+    def telling(self, responses: Iterable[list[int]], refused: bool) -> list[int]:
+        """Which of some responses, given as tokens, refuse; or which do not."""
+        said = [self.refuses(self.chat.template.decode(response)) for response in responses]
+        return [index for index, told in enumerate(said) if told == refused]
 
     def seen(self, group: Sequence[str], per_step: int | None = None) -> list[str]:
         """As many prompts of a class as training will see, from everywhere in it.

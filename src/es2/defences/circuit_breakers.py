@@ -35,15 +35,15 @@ from torch import Tensor
 
 from es2.defences.base import DEFENCES, Material
 from es2.defences.inner_reference import (
+    OPENING,
     Texts,
     before_and_now,
     drift,
-    frozen_copy,
     layers_at,
     places,
     texts_to_train_on,
 )
-from es2.defences.trainer import TrainSettings, batch_indices
+from es2.defences.trainer import TrainSettings, batch_indices, frozen_copy
 from es2.models.loading import ChatModel
 
 
@@ -70,7 +70,7 @@ class CircuitBreakers:
     keeps: ClassVar[str] = "last"
     layers: tuple[int, ...] | None = None
     alpha: float = 10.0
-    opening: str = "Sure, here is"
+    opening: str = OPENING
     response_tokens: int = 64
     refusals: float = 0.2
     bare: float = 0.5

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from es2.defences.base import DEFENCES, Material
 from es2.defences.dpo import Answer, Dpo, Pair, log_probabilities, passed
+from es2.defences.inner_reference import OPENING
 from es2.defences.reward_model import (
     Categorical,
     Form,
@@ -92,7 +93,7 @@ class Dpl:
     entropy: float = 0.1
     beta: float = 0.1
     refusal: str = REFUSAL
-    opening: str = "Sure, here is"
+    opening: str = OPENING
     answer_tokens: int = 48
     reward_steps: int = 600
     reward_batch: int = 32

@@ -179,9 +179,7 @@ class Es2Paper(Es2):
 def told(material: Material, reference: Reference, refused: bool) -> Reference:
     """The rows whose recorded response refuses, or those that do not."""
     rows = zip(reference.rows, reference.firsts, strict=True)
-    decode = material.chat.template.decode
-    said = [material.refuses(decode(row[first + 1 :])) for row, first in rows]
-    return reference.subset([index for index, told in enumerate(said) if told == refused])
+    return reference.subset(material.telling((row[first + 1 :] for row, first in rows), refused))
 
 
 def consistent(kept: Reference, whole: Reference) -> Reference:

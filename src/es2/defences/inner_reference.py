@@ -9,24 +9,25 @@ rows of 80 tokens on a model of 19 layers and d = 576.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
 from torch import Tensor
 
 from es2.data.fitting import spread
 from es2.defences.base import Material
-from es2.defences.trainer import TrainSettings
+from es2.defences.trainer import adapter_off
 from es2.models.forward import Forward, forward
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
 from es2.progress import bar
 from es2.separation.layers import check_layers
+
+OPENING = "Sure, here is"
+"""What a model's answers to harmful prompts are made to begin with."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,9 @@ def texts_to_train_on(
         unsafe = own_texts(chat, bad, tokens, opening, advance)
         answered = own_texts(chat, good, tokens, progress=advance)
         declined = own_texts(chat, refused, tokens, progress=advance)
-    complied = unsafe.subset(_telling(material, unsafe, refuse=False))
+    complied = unsafe.subset(material.telling(unsafe.responses(), refused=False))
     unsafe = complied if len(complied) >= len(unsafe) / 4 else unsafe
-    return unsafe, answered + declined.subset(_telling(material, declined, refuse=True))
-
-
-def _telling(material: Material, texts: Texts, refuse: bool) -> list[int]:
-    """The rows whose response refuses, or those whose response does not."""
-    said = [material.refuses(material.chat.template.decode(r)) for r in texts.responses()]
-    return [index for index, refused in enumerate(said) if refused == refuse]
+    return unsafe, answered + declined.subset(material.telling(declined.responses(), refused=True))
 
 
 def layers_at(depth: int, given: Sequence[int] | None, shares: Iterable[float]) -> tuple[int, ...]:
@@ -122,11 +117,6 @@ def layers_at(depth: int, given: Sequence[int] | None, shares: Iterable[float]) 
         return tuple(sorted({max(1, round(share * depth)) for share in shares}))
     check_layers(given, depth)
     return tuple(sorted(set(given)))
-
-
-def frozen_copy(chat: ChatModel, settings: TrainSettings) -> ChatModel | None:
-    """The base model, kept beside the one in training; None where a LoRA can be switched off."""
-    return None if settings.rank else copy.deepcopy(chat)
 
 
 def before_and_now(
@@ -148,16 +138,9 @@ def before_and_now(
         stop: do not run the blocks above these layers. Nothing trains them then.
     """
     layers, keep = list(layers), chat.template.head
-    with torch.no_grad(), _switched_off(chat) if copied is None else nullcontext():
+    with torch.no_grad(), adapter_off(chat) if copied is None else nullcontext():
         before = forward(copied or chat, rows, layers, stop, keep)
     return before, forward(chat, rows, layers, stop, keep)
-
-
-def _switched_off(chat: ChatModel) -> AbstractContextManager[None]:
-    """Within the context, a model with a LoRA attached is its base."""
-    if isinstance(chat.model, PeftModel):
-        return chat.model.disable_adapter()
-    return nullcontext()
 
 
 @dataclass(frozen=True)

@@ -37,17 +37,17 @@ from torch import Tensor
 
 from es2.defences.base import DEFENCES, Material
 from es2.defences.inner_reference import (
+    OPENING,
     Places,
     Texts,
     before_and_now,
     drift,
-    frozen_copy,
     layers_at,
     places,
     texts_to_train_on,
 )
 from es2.defences.reference import kl_divergence
-from es2.defences.trainer import TrainSettings, batch_indices
+from es2.defences.trainer import TrainSettings, batch_indices, frozen_copy
 from es2.models.blocks import logits
 from es2.models.forward import Forward
 from es2.models.loading import ChatModel
@@ -82,7 +82,7 @@ class RepBend:
     gather: float = 0.1
     kl_weight: float = 0.3
     temperature: float = 2.0
-    opening: str = "Sure, here is"
+    opening: str = OPENING
     response_tokens: int = 64
     refusals: float = 1.0
 

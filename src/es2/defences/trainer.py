@@ -6,10 +6,12 @@ the step, so that a run killed anywhere goes on from its last checkpoint and end
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -171,6 +173,16 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
         return settings.lr * (step + 1) / settings.warmup
     left = (settings.steps - step) / max(1, settings.steps - settings.warmup)
     return settings.lr * (0.1 + 0.9 * left)
+
+
+def adapter_off(chat: ChatModel) -> AbstractContextManager[None]:
+    """Within the context, a model with a LoRA attached is its base."""
+    return chat.model.disable_adapter() if isinstance(chat.model, PeftModel) else nullcontext()
+
+
+def frozen_copy(chat: ChatModel, settings: TrainSettings) -> ChatModel | None:
+    """The base model, kept beside the one in training; None where a LoRA can be switched off."""
+    return None if settings.rank else copy.deepcopy(chat)
 
 
 def unfreeze(chat: ChatModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from es2.attacks.base import Attempt
@@ -25,7 +25,7 @@ def measure_answers(
     chat: ChatModel,
     judge: CalibratedJudge,
     prompts: Sequence[Prompt],
-    kind_of: Callable[[Prompt], Kind],
+    kinds: Sequence[Kind],
     answer_tokens: int,
     run: Path,
     setting: str = "",
@@ -41,12 +41,11 @@ def measure_answers(
         chat: the model.
         judge: the undefended model and its limits.
         prompts: to be answered as they are.
-        kind_of: each prompt's kind in the records.
+        kinds: each prompt's kind in the records.
         answer_tokens: length of an answer.
         run: the run folder.
         setting: names the set where a folder holds several.
     """
-    kinds = {kind_of(prompt) for prompt in prompts}
     done = {
         record["prompt_id"]
         for record in read_attempts(run)
@@ -54,7 +53,7 @@ def measure_answers(
     }
     if all(prompt.id in done for prompt in prompts):
         return
-    title = f"{setting or ' and '.join(sorted(kinds))} prompts to {defence}"
+    title = f"{setting or ' and '.join(sorted(set(kinds)))} prompts to {defence}"
     with bar(title, len(prompts)) as advance, metered(chat) as spent:
         answers = answer_prompts(chat, judge, prompts, answer_tokens, advance)
     budget = spent.among(len(prompts))
@@ -63,7 +62,7 @@ def measure_answers(
         [
             attempt_record(
                 defence,
-                kind_of(prompt),
+                kind,
                 Attempt(
                     "none",
                     setting,
@@ -76,7 +75,7 @@ def measure_answers(
                 ),
                 one.judgement,
             )
-            for prompt, one in zip(prompts, answers, strict=True)
+            for prompt, kind, one in zip(prompts, kinds, answers, strict=True)
             if prompt.id not in done
         ],
     )

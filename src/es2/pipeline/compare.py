@@ -17,7 +17,7 @@ from es2.config import Recipe, dump, load_recipe
 from es2.errors import Es2Error
 from es2.pipeline.comparison import BASE, Comparison
 from es2.pipeline.evaluate import OVER_REFUSAL, evaluate
-from es2.pipeline.experiment import Experiment, reopen
+from es2.pipeline.experiment import reopen
 from es2.pipeline.margin import MARGIN
 from es2.pipeline.run import published_settings, run
 from es2.progress import console
@@ -100,7 +100,7 @@ def gather_runs(runs: Sequence[Path], out: Path) -> Path:
         if different := _differs(first.recipe, one.recipe):
             raise Es2Error(f"{path}: has other {different} than {runs[0]}; they cannot be compared")
         if one.recipe.defence:
-            parts.append(_own(path.name, one))
+            parts.append(_part(path.name, path))
     if len({part.label for part in parts}) < len(parts):
         raise Es2Error("two runs have the same folder name; rename one")
     return gather(parts, out)
@@ -169,10 +169,6 @@ def _part(label: str, folder: Path) -> Part:
     recipe = load_recipe(folder / "config.yaml")
     (name,) = recipe.defence or (BASE,)
     return Part(label, folder, name, recipe)
-
-
-def _own(label: str, experiment: Experiment) -> Part:
-    return Part(label, experiment.folder.path, experiment.defence.name, experiment.recipe)
 
 
 def _differs(one: Recipe, other: Recipe) -> str | None:

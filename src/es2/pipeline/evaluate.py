@@ -126,9 +126,10 @@ def refusing(experiment: Experiment, asked: Evaluation, sets: dict[str, list[Pro
     check_asked(run / "asked.json", {"answer_tokens": asked.answer_tokens})
     judge = experiment.judge
     for name, prompts in sets.items():
+        halves = [half(prompt) for prompt in prompts]
         for model, victim in experiment.victims.items():
             tokens = asked.answer_tokens
-            measure_answers(model, victim.chat, judge, prompts, half, tokens, run, setting=name)
+            measure_answers(model, victim.chat, judge, prompts, halves, tokens, run, setting=name)
     write_json(experiment.folder.path / OVER_REFUSAL, over_refusal(read_attempts(run)))
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 
 from es2.data.fitting import FitPrompts, bundled_fit, spread
@@ -24,7 +21,9 @@ from es2.defences.trainer import (
     Progress,
     TrainSettings,
     Validation,
+    adapter_off,
     attach_lora,
+    frozen_copy,
     save_adapter,
     train,
     unfreeze,
@@ -120,7 +119,7 @@ def harden(
     objective = defence.prepare(material)
     validate = None
     if settings.validate_every:
-        copied = None if settings.rank else copy.deepcopy(chat)
+        copied = frozen_copy(chat, settings)
         validate = validator(chat, fit, guard, chosen.layers, limits, copied, defence.keeps)
     if settings.rank:
         chat = attach_lora(chat, settings, chosen.layers)
@@ -238,16 +237,6 @@ def _broken(now: dict[str, float], before: dict[str, float], guard: Guard) -> st
     if max(change[name] for name in change if name.endswith("incoherent")) > guard.incoherent:
         return "validation: coherence went"
     return None
-
-
-@contextmanager
-def adapter_off(chat: ChatModel) -> Iterator[None]:
-    """Within the context, a model with a LoRA attached is its base."""
-    if isinstance(chat.model, PeftModel):
-        with chat.model.disable_adapter():
-            yield
-    else:
-        yield
 
 
 def _share(judgements: Sequence[Judgement], verdict: Verdict) -> float:

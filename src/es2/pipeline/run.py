@@ -155,12 +155,8 @@ def costs(experiment: Experiment) -> None:
                 "borderline": prompts.borderline.test,
             }
             for kind, group in groups.items():
-
-                def always(prompt: Prompt, kind: Kind = kind) -> Kind:
-                    return kind
-
-                tokens = recipe.answer_tokens
-                measure_answers(name, victim.chat, judge, group, always, tokens, path)
+                tokens, kinds = recipe.answer_tokens, [kind] * len(group)
+                measure_answers(name, victim.chat, judge, group, kinds, tokens, path)
         if recipe.defence:
             drifting(experiment)
         write_results(experiment)

@@ -6,7 +6,7 @@ adapter's weights are drawn anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from es2.data.sources import Prompt
 from es2.defences.base import Material
 from es2.defences.es2 import Es2, Separation
 from es2.defences.reference import Reference, record
-from es2.defences.trainer import TrainSettings, attach_lora, train, trainable
+from es2.defences.trainer import TrainSettings, Validation, attach_lora, train, trainable
 from es2.errors import Es2Error
 from es2.judges.base import Judgement
 from es2.judges.coherence import Limits, judge
@@ -110,17 +110,13 @@ class Bench:
         objective = replace(
             self.objective, terms=replace(self.objective.terms, **terms), settings=settings
         )
-        validate = None
-        if settings.validate_every:
-            layers = self.objective.layers
-            validate = validator(self.tuned, self.fit, self.guard, layers, self.limits, self.base)
         with bar(f"trial {number}", settings.steps) as advance:
             progress = train(
                 self.tuned,
                 objective,
                 replace(settings, patience=1),
                 self.out / "trials" / str(number),
-                validate=validate,
+                validate=self._validate if settings.validate_every else None,
                 report=lambda progress: advance(1, f"KL {progress.history[-1]['kl']:.3f}"),
             )
         if progress.best_step == 0:
@@ -157,6 +153,12 @@ class Bench:
     def refused(self) -> float:
         """By how much refusals of held-out harmless and borderline prompts rose, of all of them."""
         return self._refusals(self.tuned) - self._refused_before
+
+    @cached_property
+    def _validate(self) -> Callable[[ChatModel], Validation]:
+        """Compares with the base, which is measured once for all trials."""
+        layers = self.objective.layers
+        return validator(self.base, self.fit, self.guard, layers, self.limits, self.base)
 
     @cached_property
     def _answers(self) -> Reference:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
@@ -41,8 +42,8 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
     judged: dict[str, Cell] = {"worst attack": _worst}
     keyword: dict[str, Cell] = {}
     for attack in attacks:
-        keyword[name(attack)] = lambda row, of=attack: _dsr(row, of, 0)  # type: ignore[misc]
-        judged[name(attack)] = lambda row, of=attack: _dsr(row, of, 1)  # type: ignore[misc]
+        keyword[name(attack)] = partial(_dsr, attack=attack, reading=0)
+        judged[name(attack)] = partial(_dsr, attack=attack, reading=1)
     costs: dict[str, Cell] = {
         "safe prompts declined": lambda row: _rate(row.refused),
         "harmless refused": lambda row: _rate(row.result.cost.over_refusal),

@@ -22,6 +22,7 @@ COMMANDS = {
     "list": "list the attacks, the defences and the judges there are",
     "run": "run a recipe from model to report",
     "report": "write the HTML report of a run again",
+    "publish": "copy a run's numbers and verdicts without prompts and answers",
 }
 
 

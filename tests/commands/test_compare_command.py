@@ -40,7 +40,12 @@ def test_every_member_is_measured_on_the_same_prompts_and_the_base_once(es2: Wor
     labelled.write_text("prompt,label\nHow do ships sail?,safe\nSink a ship now,unsafe\n")
     evaluate = {"sets": [str(labelled)], "pushed": 2, "push": {"norms": [0.1], "min_accuracy": 0.0}}
     recipe = written(es2, evaluate=evaluate)
-    done = es2("compare", recipe, "--out", out)
+    part = ["compare", recipe, "--out", out, "--only", "es2@1"]
+    assert es2(*part).out.split() == [str(out / "members" / "es2@1")]
+    assert "holds a comparison already" in es2(*part).complaint
+    assert "there are base, es2@0" in es2(*part[:-1], "es2").complaint
+    assert sorted(path.name for path in out.iterdir()) == ["members"]
+    done = es2("compare", recipe, "--out", out, "--resume")
     assert done.code == 0, done.err
     labels = ["base", "es2@0", "es2@1", "tuned"]
     assert sorted(read_results(out).defences) == labels
@@ -97,6 +102,22 @@ def test_finished_runs_are_gathered(es2: Workplace) -> None:
     assert done.code == 0, done.err
     assert list(json.loads(done.out)["defences"]) == ["base", "one", "two"]
     assert read_results(out).defences["two"].changes
+    written = [
+        es2("publish", "--run", es2.path / n, "--out", es2.path / "given" / n)
+        for n in ("one", "two")
+    ]
+    assert [one.code for one in written] == [0, 0]
+    given = es2.path / "given"
+    said = {r["completion"] for n in ("one", "two") for r in read_attempts(es2.path / n)}
+    texts = "".join(path.read_text() for path in given.rglob("*") if path.is_file())
+    assert all(text not in texts for text in said if len(text) > 8)
+    again = es2("compare", "--runs", given / "one", given / "two", "--out", es2.path / "from given")
+    assert again.code == 0, again.err
+    assert read_results(es2.path / "from given") == read_results(out)
+    assert (
+        "is there already"
+        in es2("publish", "--run", es2.path / "one", "--out", given / "one").complaint
+    )
     other = es2.recipe("other.yaml", attacks={"direct": {"max_new_tokens": 2}})
     assert es2("run", other, "--out", es2.path / "other").code == 0
     mixed = es2("compare", "--runs", es2.path / "one", es2.path / "other", "--out", out)

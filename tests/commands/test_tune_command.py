@@ -26,8 +26,6 @@ def test_tuning_shows_the_frontier_and_trains_with_the_trial_it_picks(es2: Workp
     assert yaml.safe_load((out / "config.yaml").read_text()) == config
 
 
-def test_what_cannot_be_tuned_is_named(es2: Workplace) -> None:
-    flags = ["harden", *es2.harden_flags("safety_sft"), "--out", es2.path / "no"]
-    assert "not of safety_sft" in es2(*flags, "--tune", 1).complaint
+def test_a_full_fine_tuning_cannot_be_tuned(es2: Workplace) -> None:
     flags = ["harden", *es2.harden_flags(), "--out", es2.path / "no", "--train.rank", 0]
     assert "rank above 0" in es2(*flags, "--tune", 1).complaint

@@ -1,9 +1,9 @@
-"""The search for es2's settings: what a trial is, who is on the frontier, who is picked."""
+"""The search for a defence's settings: what a trial is, who is on the frontier, who is picked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,16 @@ import torch
 
 from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
-from es2.defences.es2 import Es2
+from es2.defences import DEFENCES, CircuitBreakers, Defence, Dpl, Lat, RepBend, SafetySft
+from es2.defences.base import searched_terms
+from es2.defences.es2 import Es2, Separation
 from es2.defences.trainer import TrainSettings, trainable
 from es2.errors import Es2Error
 from es2.judges.coherence import Limits
 from es2.models.loading import ChatModel
 from es2.pipeline.harden import Guard
 from es2.pipeline.trial import Bench, Broken, Trial, Trying, bench
-from es2.pipeline.tune import STUDY, TERMS, TRAINING, Tuning, best, pick, search
+from es2.pipeline.tune import STUDY, TRAINING, Tuning, best, pick, search
 from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT
 
 FIT = FitPrompts(HARMFUL[:12], HARMLESS[:12], HARMFUL[12:], HARMLESS[12:], BORDERLINE[:3])
@@ -27,13 +29,17 @@ AIMED = [Prompt(t, True, None, "", False, str(i), "here") for i, t in enumerate(
 SETTINGS = TrainSettings(steps=2, batch_size=2, rank=2, validate_every=0)
 
 
-def shared_bench(tiny: Callable[[str], ChatModel], out: Path, **changes: object) -> Bench:
-    terms = Es2(response_tokens=2, kl_threshold=100.0)
+ES2 = Es2(response_tokens=2, kl_threshold=100.0)
+
+
+def shared_bench(
+    tiny: Callable[[str], ChatModel], out: Path, defence: Defence = ES2, **changes: object
+) -> Bench:
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
     guard = Guard(prompts=3, tokens=3, **LENIENT)
     trying = Trying(prompts=3, tokens=3, p0=(0.01,))
     return bench(
-        tiny("llama"), tiny("llama"), FIT, PROBE, AIMED, (2, 4), terms, settings, guard, Limits(),
+        tiny("llama"), tiny("llama"), FIT, PROBE, AIMED, (2, 4), defence, settings, guard, Limits(),
         trying, out,
     )  # fmt: skip
 
@@ -55,6 +61,37 @@ def test_a_trial_does_not_depend_on_those_before_it(
     assert replace(again, number=0) == first
     assert all(torch.equal(weights[name], now) for name, now in adapter(of).items())
     assert 0 <= first.safety <= 1 and first.kl >= 0 and first.worst
+
+
+@pytest.mark.parametrize(
+    "defence",
+    [
+        SafetySft(answer_tokens=2, ratio=1),
+        CircuitBreakers(response_tokens=2),
+        RepBend(response_tokens=2),
+        Lat(harmful_tokens=2, answer_tokens=2, iterations=1),
+        Dpl(answer_tokens=2, reward_steps=2),
+    ],
+    ids=lambda one: one.name,
+)
+def test_every_rival_is_searched_by_the_same_trial(
+    defence: Defence, tiny: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    of = shared_bench(tiny, tmp_path, defence)
+    drawn = {name: where.low for name, where in searched_terms(defence).items()}
+    found = of.run(0, drawn, {"lr": 1e-3})
+    assert found.terms == drawn and 0 <= found.safety <= 1
+    assert all(torch.isfinite(weights).all() for weights in adapter(of).values())
+
+
+def test_what_is_searched_is_a_setting_of_the_objectives_terms(
+    tiny: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    of = shared_bench(tiny, tmp_path)
+    assert isinstance(of.objective, Separation)
+    assert of.objective.after is not None  # prepared with every searched term on
+    for kind in DEFENCES.values():
+        assert set(getattr(kind, "searched", {})) <= {one.name for one in fields(kind)}
 
 
 def test_a_trial_whose_model_breaks_is_pruned(
@@ -100,13 +137,13 @@ def test_a_study_goes_on_where_it_was_stopped_and_counts_the_pruned(tmp_path: Pa
             raise Broken("it broke")
         return Trial(number, terms, training, 1 + terms["lean"], training["lr"], 0.0, "direct")
 
-    first = search(one, Tuning(trials=3), tmp_path)
+    first = search(one, Es2.searched, Tuning(trials=3), tmp_path)
     assert (tmp_path / STUDY).is_file()
     assert [found.number for found in first] == [0, 2] and len(asked) == 3
-    more = search(one, Tuning(trials=5), tmp_path)
+    more = search(one, Es2.searched, Tuning(trials=5), tmp_path)
     assert [found.number for found in more] == [0, 2, 3, 4] and len(asked) == 5
     assert more[:2] == first
-    assert search(one, Tuning(trials=5), tmp_path) == more and len(asked) == 5
+    assert search(one, Es2.searched, Tuning(trials=5), tmp_path) == more and len(asked) == 5
     for drawn in asked:
-        for name, where in {**TERMS, **TRAINING}.items():
+        for name, where in {**Es2.searched, **TRAINING}.items():
             assert where.low <= drawn[name] <= where.high

@@ -10,8 +10,7 @@ import tyro
 from rich.console import Console
 
 from es2.errors import Es2Error
-from es2.pipeline.compare import compare as compare_defences
-from es2.pipeline.compare import gather_runs
+from es2.pipeline.compare import gather, gather_runs, run_members
 from es2.pipeline.comparison import load_comparison
 from es2.pipeline.evaluate import Evaluation
 from es2.pipeline.plan import plan
@@ -25,6 +24,7 @@ def compare(
     recipe: Annotated[Path | None, tyro.conf.Positional] = None,
     runs: tuple[Path, ...] = (),
     out: Path | None = None,
+    only: tuple[str, ...] = (),
     sets: tuple[str, ...] = (),
     questions: Path | None = None,
     resume: bool = False,
@@ -41,6 +41,8 @@ def compare(
         recipe: a YAML file with `defences`; those shipped are in recipes/.
         runs: instead of a recipe, folders that es2 run has written, to be gathered.
         out: the folder; default runs/NAME; needed for --runs.
+        only: run these members alone and gather nothing: base, or a defence as NAME or NAME@SEED.
+            Machines or processes share a comparison so; the last command leaves --only away.
         sets: over-refusal sets instead of the recipe's: borderline, xstest, or a file with labels.
         questions: a JSONL file of questions in MMLU-Pro's format, instead of the recipe's.
         resume: go on with a comparison that was interrupted; what is done is not done again.
@@ -53,8 +55,8 @@ def compare(
     """
     if (recipe is None) == (not runs):
         raise Es2Error("give a recipe with defences, or --runs with run folders to gather")
-    if dry_run and recipe is None:
-        raise Es2Error("--dry-run plans a recipe; gathering runs computes nothing")
+    if (dry_run or only) and recipe is None:
+        raise Es2Error("--dry-run and --only are of a recipe; gathering runs computes nothing")
     if recipe is not None:
         found = load_comparison(recipe)
         if sets or questions:
@@ -66,7 +68,13 @@ def compare(
         if dry_run:
             show_plan(plan(found, gpu, devices), json)
             return
-        folder = compare_defences(found, out or Path("runs") / found.run.name, resume, force)
+        folder = out or Path("runs") / found.run.name
+        parts = run_members(found, folder, only, resume, force)
+        if only:
+            for part in parts:
+                print(part.folder)
+            return
+        gather(parts, folder)
     elif out is None:
         raise Es2Error("--runs needs --out, the folder to gather into")
     else:

@@ -52,8 +52,8 @@ def command(published: TrainSettings) -> Callable[..., None]:
             data: prompts.
             train: the training loop; the defaults are the defence's.
             guard: when validation calls the model broken.
-            tune: search es2's settings in so many trials on validation prompts, then train with the
-                best; the study is kept in --out/tune and goes on with --resume.
+            tune: search the defence's settings in so many trials on validation prompts, then train
+                with the best; the study is kept in --out/tune and goes on with --resume.
             pick: a trial of the study instead of the one that the rule picks.
         """
         recipe = Recipe(

@@ -7,7 +7,7 @@ checkpoints, resume, logging.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -79,8 +79,27 @@ class Defence(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Range:
+    """Where a setting is looked for; `log` if its logarithm is drawn evenly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
 DEFENCES: Registry[type[Defence]] = Registry("defence", "es2.defences")
 """All defences by name: es2's own and those that installed packages bring."""
+
+
+def searched_terms(defence: Defence) -> Mapping[str, Range]:
+    """Which of its loss's settings a search may move, from the class attribute `searched`.
+
+    They are settings that `prepare` reads at most to see whether they are above 0, and that its
+    objective has under `terms`: trials then share what was prepared. A defence without has its
+    training searched alone.
+    """
+    return getattr(defence, "searched", {})
 
 
 _RESPONSE = 48

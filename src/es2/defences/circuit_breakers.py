@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.base import DEFENCES, Material
+from es2.defences.base import DEFENCES, Material, Range
 from es2.defences.inner_reference import (
     OPENING,
     Texts,
@@ -56,6 +56,8 @@ class CircuitBreakers:
         layers: where states are turned; None for the published shares of the depth.
         alpha: weight of the loss; of no effect on its own but against the gradient limit. Published:
             10 for Llama 3, 5 for Mistral.
+        hold: weight of holding against turning. Published: 1; a distance in the model's own units,
+            so that what 1 means depends on the model.
         opening: what the model's harmful responses begin with.
         response_tokens: how many tokens of its own it adds to that, and writes in other responses.
         refusals: refusals to be kept, for each answer to be kept.
@@ -70,6 +72,7 @@ class CircuitBreakers:
     keeps: ClassVar[str] = "last"
     layers: tuple[int, ...] | None = None
     alpha: float = 10.0
+    hold: float = 1.0
     opening: str = OPENING
     response_tokens: int = 64
     refusals: float = 0.2
@@ -77,10 +80,12 @@ class CircuitBreakers:
 
     least: ClassVar[Mapping[str, float]] = {
         "alpha": 0,
+        "hold": 0,
         "response_tokens": 1,
         "refusals": 0,
         "bare": 0,
     }
+    searched: ClassVar[Mapping[str, Range]] = {"hold": Range(0.01, 1.0, log=True)}
     shares: ClassVar[tuple[float, ...]] = (10 / 32, 20 / 32)
 
     def prepare(self, material: Material) -> Rerouting:
@@ -126,7 +131,7 @@ class Rerouting:
     def weights(self, step: int) -> tuple[float, float]:
         """Of turning and of holding, in a step counted from 0."""
         done = (step + 1) / (2 * self.settings.steps)
-        return self.terms.alpha * (1 - done), self.terms.alpha * done
+        return self.terms.alpha * (1 - done), self.terms.alpha * self.terms.hold * done
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """One pass of each model over both kinds of text, up to the last layer where states turn."""

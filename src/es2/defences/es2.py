@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.after_start import OPENINGS, AfterStart, record_starts
-from es2.defences.base import DEFENCES, Material, seen_count
+from es2.defences.base import DEFENCES, Material, Range, seen_count
 from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
@@ -90,6 +90,15 @@ class Es2:
         "reach": 0,
         "response_distance": 0,
         "after_start": 0,
+    }
+    searched: ClassVar[Mapping[str, Range]] = {
+        "lean": Range(-1.5, 0.0),
+        "keep_margin": Range(0.25, 4.0, log=True),
+        "keep_refusal": Range(0.25, 4.0, log=True),
+        "resist": Range(0.25, 4.0, log=True),
+        "reach": Range(0.75, 2.5),
+        "kl_weight": Range(5.0, 80.0, log=True),
+        "after_start": Range(0.1, 2.0, log=True),
     }
 
     def expected(
@@ -174,6 +183,8 @@ class Es2Paper(Es2):
     keep_margin: float = 0.0
     resist: float = 0.0
     consistent: bool = False
+
+    searched: ClassVar[Mapping[str, Range]] = {"kl_weight": Range(0.1, 100.0, log=True)}
 
 
 def told(material: Material, reference: Reference, refused: bool) -> Reference:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from es2.data.fitting import spread
-from es2.defences.base import DEFENCES, Material
+from es2.defences.base import DEFENCES, Material, Range
 from es2.defences.inner_reference import OPENING
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.responses import Responses, read_responses
@@ -102,6 +102,7 @@ class Lat:
         "harmful_tokens": 0,
         "answer_tokens": 1,
     }
+    searched: ClassVar[Mapping[str, Range]] = {"kl": Range(0.03, 3.0, log=True)}
 
     def prepare(self, material: Material) -> LatentAdversary:
         """Both responses to harmful prompts, the model's answers to others, and the radii.

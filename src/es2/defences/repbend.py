@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.base import DEFENCES, Material
+from es2.defences.base import DEFENCES, Material, Range
 from es2.defences.inner_reference import (
     OPENING,
     Places,
@@ -94,6 +94,11 @@ class RepBend:
         "temperature": 1e-3,
         "response_tokens": 1,
         "refusals": 0,
+    }
+    searched: ClassVar[Mapping[str, Range]] = {
+        "safe": Range(0.1, 2.0, log=True),
+        "unsafe": Range(0.1, 2.0, log=True),
+        "kl_weight": Range(0.1, 3.0, log=True),
     }
     shares: ClassVar[tuple[float, ...]] = tuple(layer / 32 for layer in range(20, 31))
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.base import DEFENCES, Material, seen_count
+from es2.defences.base import DEFENCES, Material, Range, seen_count
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.responses import read_responses
 from es2.defences.trainer import TrainSettings, batch_indices
@@ -57,6 +57,10 @@ class SafetySft:
     answer_tokens: int = 48
 
     least: ClassVar[Mapping[str, float]] = {"ratio": 1, "keep": 0, "first": 0, "answer_tokens": 1}
+    searched: ClassVar[Mapping[str, Range]] = {
+        "keep": Range(0.25, 8.0, log=True),
+        "first": Range(1.0, 16.0, log=True),
+    }
 
     def expected(
         self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int

@@ -64,42 +64,59 @@ class Part:
                 yield {**record, key: self.label}
 
 
-def compare(comparison: Comparison, out: Path, resume: bool = False, force: bool = False) -> Path:
-    """Runs what has not been run, gathers everything, reports, and returns the folder.
+def run_members(
+    comparison: Comparison,
+    out: Path,
+    only: Sequence[str] = (),
+    resume: bool = False,
+    force: bool = False,
+) -> list[Part]:
+    """Runs what has not been run, each member in its own folder, and returns their parts.
 
     Args:
         comparison: what to run.
         out: the folder.
+        only: names of members; empty for all. Several processes may share a comparison so, each with
+            members of its own.
         resume: go on with an interrupted comparison; what is done is not done again.
         force: measure on prompts that are fitted on too; the results say so.
 
     Raises:
-        Es2Error: if the folder holds members already, unless resumed.
+        Es2Error: if there is no such member, or their folders are there already, unless resumed.
     """
-    if (out / MEMBERS).is_dir() and not resume:
-        raise Es2Error(f"{out} holds a comparison already; add --resume or give another --out")
     members = comparison.members()
+    if strange := sorted(set(only) - set(members)):
+        raise Es2Error(f"--only {strange[0]}: no such member; there are {', '.join(members)}")
+    members = {label: recipe for label, recipe in members.items() if not only or label in only}
+    if not resume and any((out / MEMBERS / label).is_dir() for label in members):
+        raise Es2Error(f"{out} holds a comparison already; add --resume or give another --out")
     for place, (label, recipe) in enumerate(members.items(), 1):
         console.print(f"{place} of {len(members)}: {label}", style="bold", markup=False)
         folder = run(recipe, out / MEMBERS / label, resume=True, force=force)
         if comparison.evaluate is not None:
             evaluate(reopen(folder), comparison.evaluate)
-    return gather([_part(label, out / MEMBERS / label) for label in members], out)
+    return [_part(label, out / MEMBERS / label) for label in members]
 
 
 def gather_runs(runs: Sequence[Path], out: Path) -> Path:
     """Compares runs that `es2 run` has made: the first one's base, and every run's defence.
 
     Raises:
-        Es2Error: if they are not of the same model, data and attacks, or two have one name.
+        Es2Error: if one is not finished, they are not of the same model, data and attacks, the first
+            has no base, or two have one name.
     """
-    experiments = [reopen(path) for path in runs]
-    first = experiments[0]
-    parts = [Part(BASE, first.folder.path, BASE, first.recipe)]
-    for path, one in zip(runs, experiments, strict=True):
-        if different := _differs(first.recipe, one.recipe):
+    for path in runs:
+        if not (path / RESULTS).is_file():
+            raise Es2Error(f"{path}: holds no finished run; go on with es2 run --resume")
+    recipes = [load_recipe(path / "config.yaml") for path in runs]
+    first = recipes[0]
+    if not first.base:
+        raise Es2Error(f"{runs[0]}: has not measured the base; name first a run that has")
+    parts = [Part(BASE, runs[0], BASE, first)]
+    for path, recipe in zip(runs, recipes, strict=True):
+        if different := _differs(first, recipe):
             raise Es2Error(f"{path}: has other {different} than {runs[0]}; they cannot be compared")
-        if one.recipe.defence:
+        if recipe.defence:
             parts.append(_part(path.name, path))
     if len({part.label for part in parts}) < len(parts):
         raise Es2Error("two runs have the same folder name; rename one")

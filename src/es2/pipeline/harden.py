@@ -135,7 +135,7 @@ def harden(
             out,
             resume=resume,
             validate=validate,
-            report=lambda progress: advance(1, _note(progress, chosen.layers)),
+            report=lambda progress: advance(1, note(progress, chosen.layers)),
         )
     chat.model.eval()
     adapter = out / ("adapter" if settings.rank else "model")
@@ -243,7 +243,7 @@ def _share(judgements: Sequence[Judgement], verdict: Verdict) -> float:
     return sum(judgement.verdict == verdict for judgement in judgements) / len(judgements)
 
 
-def _note(progress: Progress, layers: Sequence[int]) -> str:
+def note(progress: Progress, layers: Sequence[int]) -> str:
     """What is worth seeing of the last step, whatever the defence logs."""
     line = progress.history[-1]
     ratios = [f"{line[f'distance_ratio_{n}']:.1f}" for n in layers if f"distance_ratio_{n}" in line]

@@ -1,4 +1,4 @@
-"""`es2 harden --tune`: a study of ES2's settings on a recipe's model and validation prompts."""
+"""`es2 harden --tune`: a study of a defence's settings on a recipe's model and validation prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from es2.config import Recipe, dump, make_defence
-from es2.defences.es2 import Es2
+from es2.defences.base import searched_terms
 from es2.errors import Es2Error
 from es2.models.loading import load
 from es2.pipeline.experiment import Experiment, Prompts
@@ -26,11 +26,9 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
     """Runs what is left of the study in `OUT/tune`; its finished trials.
 
     Raises:
-        Es2Error: if the defence is not es2, or the folder holds a study that is not to be gone on with.
+        Es2Error: if the folder holds a study that is not to be gone on with.
     """
-    terms = make_defence(recipe.defence)
-    if not isinstance(terms, Es2):
-        raise Es2Error(f"--tune searches the settings of es2, not of {terms.name}")
+    defence = make_defence(recipe.defence)
     folder = out / "tune"
     if (folder / STUDY).is_file() and not resume:
         raise Es2Error(f"{folder} holds a study already; add --resume or give another --out")
@@ -49,14 +47,14 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
         prompts.probe_fit,
         prompts.harmful.validation,
         chosen.layers,
-        terms,
+        defence,
         replace(recipe.train, seed=recipe.seed),
         recipe.guard,
         experiment.judge.limits,
         tuning.trying,
         folder,
     )
-    return search(shared.run, tuning, folder)
+    return search(shared.run, searched_terms(defence), tuning, folder)
 
 
 def picked(trials: Sequence[Trial], number: int | None) -> Trial:

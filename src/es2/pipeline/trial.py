@@ -1,4 +1,4 @@
-"""One trial of ES2's settings: the adapter reset and trained, attacked, and its cost measured.
+"""One trial of a defence's settings: the adapter reset and trained, attacked, and its cost measured.
 
 All on validation prompts, and on the model that is in memory: what the base does is read once, the
 adapter's weights are drawn anew.
@@ -10,26 +10,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from es2.attacks import Direct, Scav, Victim
+from es2.attacks import Direct, Prefill, Scav, Victim
 from es2.capability.drift import drift
 from es2.data.fitting import FitPrompts, spread
 from es2.data.sources import Prompt
-from es2.defences.base import Material
-from es2.defences.es2 import Es2, Separation
+from es2.defences.base import Defence, Material, searched_terms
 from es2.defences.reference import Reference, record
-from es2.defences.trainer import TrainSettings, Validation, attach_lora, train, trainable
+from es2.defences.trainer import (
+    Objective,
+    TrainSettings,
+    Validation,
+    attach_lora,
+    train,
+    trainable,
+)
 from es2.errors import Es2Error
 from es2.judges.base import Judgement
 from es2.judges.coherence import Limits, judge
 from es2.judges.refusal import refuses
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
-from es2.pipeline.harden import Guard, read_states, validator
+from es2.pipeline.harden import Guard, note, read_states, validator
 from es2.progress import bar
 
 
@@ -79,7 +85,9 @@ class Bench:
         base: the model as it came.
         tuned: the same with a trainable adapter attached.
         fresh: the adapter's weights as they were attached.
-        objective: ES2's, prepared once; a trial replaces its terms and settings.
+        objective: the defence's, prepared once; a trial replaces its terms and settings.
+        layers: the critical layers.
+        keeps: which checkpoint is the best, see `Defence`.
         fit: prompts to train on, and held-out ones.
         probe_fit: what attacks are fitted on.
         harmful: validation prompts to attack.
@@ -92,7 +100,9 @@ class Bench:
     base: ChatModel
     tuned: ChatModel
     fresh: dict[str, Tensor]
-    objective: Separation
+    objective: Objective
+    layers: tuple[int, ...]
+    keeps: str
     fit: FitPrompts
     probe_fit: FitPrompts
     harmful: Sequence[Prompt]
@@ -107,9 +117,9 @@ class Bench:
             for name, parameter in trainable(self.tuned).items():
                 parameter.copy_(self.fresh[name])
         settings = replace(self.objective.settings, **training)
-        objective = replace(
-            self.objective, terms=replace(self.objective.terms, **terms), settings=settings
-        )
+        prepared = cast(Any, self.objective)
+        changed = {"terms": replace(prepared.terms, **terms)} if terms else {}
+        objective = replace(prepared, settings=settings, **changed)
         with bar(f"trial {number}", settings.steps) as advance:
             progress = train(
                 self.tuned,
@@ -117,7 +127,7 @@ class Bench:
                 replace(settings, patience=1),
                 self.out / "trials" / str(number),
                 validate=self._validate if settings.validate_every else None,
-                report=lambda progress: advance(1, f"KL {progress.history[-1]['kl']:.3f}"),
+                report=lambda progress: advance(1, note(progress, self.layers)),
             )
         if progress.best_step == 0:
             raise Broken(progress.stopped)
@@ -132,6 +142,7 @@ class Bench:
         found: dict[str, float] = {}
         cheap = (
             Direct(max_new_tokens=trying.tokens),
+            Prefill(max_new_tokens=trying.tokens),
             Scav(p0=trying.p0, max_new_tokens=trying.tokens),
         )
         for attack in cheap:
@@ -157,8 +168,9 @@ class Bench:
     @cached_property
     def _validate(self) -> Callable[[ChatModel], Validation]:
         """Compares with the base, which is measured once for all trials."""
-        layers = self.objective.layers
-        return validator(self.base, self.fit, self.guard, layers, self.limits, self.base)
+        return validator(
+            self.base, self.fit, self.guard, self.layers, self.limits, self.base, self.keeps
+        )
 
     @cached_property
     def _answers(self) -> Reference:
@@ -197,7 +209,7 @@ def bench(
     probe_fit: FitPrompts,
     harmful: Sequence[Prompt],
     layers: tuple[int, ...],
-    terms: Es2,
+    defence: Defence,
     settings: TrainSettings,
     guard: Guard,
     limits: Limits,
@@ -213,7 +225,7 @@ def bench(
         probe_fit: what attacks are fitted on.
         harmful: validation prompts to attack.
         layers: the critical layers.
-        terms: the loss, where the search leaves it alone.
+        defence: with its settings where the search leaves them alone.
         settings: of the training loop, likewise.
         guard: when a model in training is broken.
         limits: of coherence.
@@ -223,8 +235,14 @@ def bench(
     if settings.rank == 0:
         raise Es2Error("--tune resets an adapter between trials: give --train.rank above 0")
     states = read_states(base, probe_fit)
-    objective = terms.prepare(Material(base, fit, states, layers, settings, refuses, out))
+    # With every term on, so that whatever a trial turns up has been prepared.
+    whole = {name: where.high for name, where in searched_terms(defence).items()}
+    material = Material(base, fit, states, layers, settings, refuses, out)
+    objective = replace(cast(Any, defence), **whole).prepare(material)
     tuned = attach_lora(again, settings, layers)
     fresh = {name: weights.detach().clone() for name, weights in trainable(tuned).items()}
     prompts = spread(harmful, trying.prompts)
-    return Bench(base, tuned, fresh, objective, fit, probe_fit, prompts, guard, limits, trying, out)
+    return Bench(
+        base, tuned, fresh, objective, layers, defence.keeps, fit, probe_fit, prompts, guard, limits,
+        trying, out,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""ES2's settings found by trial: more safety under attack, less drift, fewer refusals of the harmless.
+"""A defence's settings found by trial: more safety under attack, less drift, fewer refusals.
 
 A study of several objectives by Optuna's TPE, as p-e-w/heretic searches for the opposite aim; what a
 trial is, `pipeline/trial.py` says. The study is kept in a file and goes on where it was stopped; nobody
@@ -7,11 +7,12 @@ is best in everything, so that the frontier is shown and a rule, or the user, pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from es2.defences.base import Range
 from es2.errors import Es2Error
 from es2.pipeline.trial import Broken, Trial, Trying
 from es2.progress import console
@@ -19,25 +20,8 @@ from es2.progress import console
 STUDY = "study.log"
 
 
-@dataclass(frozen=True)
-class Range:
-    """Where a setting is looked for; `log` if its logarithm is drawn evenly."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-TERMS = {
-    "lean": Range(-1.5, 0.0),
-    "keep_margin": Range(0.25, 4.0, log=True),
-    "keep_refusal": Range(0.25, 4.0, log=True),
-    "resist": Range(0.25, 4.0, log=True),
-    "reach": Range(0.75, 2.5),
-    "kl_weight": Range(5.0, 80.0, log=True),
-}
-TRAINING = {"lr": Range(5e-5, 5e-4, log=True)}
-"""What is looked for: terms of the loss, and of training. Steps stay: trials cost the same."""
+TRAINING = {"lr": Range(5e-5, 1e-3, log=True)}
+"""What is looked for in training, whatever the defence. Steps stay: trials cost the same."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +46,16 @@ class Tuning:
 
 
 def search(
-    one: Callable[[int, dict[str, float], dict[str, float]], Trial], tuning: Tuning, out: Path
+    one: Callable[[int, dict[str, float], dict[str, float]], Trial],
+    terms: Mapping[str, Range],
+    tuning: Tuning,
+    out: Path,
 ) -> list[Trial]:
     """Runs what is left of a study and returns its finished trials.
 
     Args:
         one: runs a trial; raises `Broken` for one that is to be pruned.
+        terms: where the loss's settings are looked for, see `searched_terms`.
         tuning: how long to look.
         out: the study's folder.
 
@@ -83,7 +71,7 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        study_name="es2",
+        study_name="tune",
         storage=JournalStorage(JournalFileBackend(str(out / STUDY))),
         sampler=optuna.samplers.TPESampler(seed=tuning.seed, n_startup_trials=6),
         directions=("maximize", "minimize", "minimize"),
@@ -97,7 +85,7 @@ def search(
                 name: trial.suggest_float(name, where.low, where.high, log=where.log)
                 for name, where in space.items()
             }
-            for kind, space in (("terms", TERMS), ("training", TRAINING))
+            for kind, space in (("terms", terms), ("training", TRAINING))
         }
         try:
             found = one(trial.number, drawn["terms"], drawn["training"])

@@ -63,6 +63,8 @@ def sample(attempts: Sequence[Mapping[str, Any]], results: Results) -> list[Grou
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in attempts:
+        if "completion" not in line:  # a published run has no texts
+            continue
         kind = str(line.get("kind") or "attack")
         key = str(line.get("attack") or "attack") if kind == "attack" else kind
         if kind != "attack" or _is_reported(line, key, results):

@@ -18,6 +18,7 @@ from es2.report.opinions import judged_rows
 from es2.report.page import environment, write_page
 from es2.report.reading import RunFolder, attacks, models, number, read_run
 from es2.report.samples import sample, visible
+from es2.report.standalone import standalone
 from es2.results.capability import CapabilityResults
 from es2.results.comparison import rows
 from es2.results.margin import Margins
@@ -25,18 +26,25 @@ from es2.results.over_refusal import OverRefusal
 from es2.results.paired import Difference
 from es2.results.rates import Rate
 from es2.results.schema import Results
+from es2.results.store import write_text
 
 REPORT = "report.html"
+FRONTIER = "frontier.svg"
 
 
 def build(run: Path) -> Path:
     """Writes `report.html` into a run folder and returns its path.
 
+    A comparison's figure is written as a file too: `frontier.svg`.
+
     Raises:
         Es2Error: if the folder's results are missing or damaged, or the page cannot be written.
     """
     path = run / REPORT
-    write_page(path, render(read_run(run), title=run.resolve().name))
+    folder = read_run(run)
+    write_page(path, render(folder, title=run.resolve().name))
+    if (found := contest(folder)) and found.figure:
+        write_text(run / FRONTIER, standalone(found.figure.panels[0].svg))
     return path
 
 

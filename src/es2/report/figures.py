@@ -25,7 +25,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLocator
 
 from es2.judges.base import VERDICTS
-from es2.report.formats import percent, power_of_ten
+from es2.report.formats import name, percent, power_of_ten
 from es2.results.rates import Rate
 
 Point = tuple[float, float]
@@ -254,11 +254,33 @@ def trade_off(
         )
         for model, cost, safety in points.values():
             _line(axes, [(100 * cost, 100 * safety)], known[model], markers=True)
+        _name_points(axes, {one: (100 * x, 100 * y) for one, (_, x, y) in points.items()})
         axes.set_ylim(-3, 103)
         axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
         axes.set_xlim(left=0)
         axes.set_xlabel("safe prompts declined, %")
         return _svg(figure, label)
+
+
+def _name_points(axes: Axes, points: Mapping[str, Point]) -> None:
+    """Names beside points; right of a point, but left where that would leave the figure."""
+    far = max(x for x, _ in points.values())
+    taken: list[Point] = []
+    for label, (x, y) in sorted(points.items(), key=lambda item: item[1]):
+        left = x > 0.7 * far
+        # Names of points at nearly the same height go below the one that is there.
+        crowd = sum(abs(y - other) < 4 and abs(x - there) < 0.3 * far for there, other in taken)
+        taken.append((x, y))
+        axes.annotate(
+            name(label),
+            (x, y),
+            xytext=(-5 if left else 5, -2.5 - 7 * crowd),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            color=PALETTE["muted"],
+            fontsize=6.5,
+            annotation_clip=False,
+        )
 
 
 def _ends(found: Sequence[tuple[float, Rate]]) -> tuple[list[float], list[float]]:

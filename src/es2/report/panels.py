@@ -118,7 +118,7 @@ def _column(rows: Iterable[Mapping[str, Any]], key: str, scale: float = 1.0) -> 
 
 
 def training(folder: RunFolder) -> list[tuple[Panel, list[Key]]]:
-    """Distance ratios, KL and validation over the steps, each with a legend of its own."""
+    """Distance ratios, KL, validation and the loss's other terms, each with a legend of its own."""
     metrics = folder.metrics
     names = list(dict.fromkeys(key for line in metrics for key in line))
     kept = folder.run.get("best_step")
@@ -132,11 +132,14 @@ def training(folder: RunFolder) -> list[tuple[Panel, list[Key]]]:
     }
     checks = [n for n in names if n.startswith("validation_") and _is_share(metrics, n)]
     shares = {n: n.removeprefix("validation_").replace("_", " ") for n in checks}
+    drawn = {*ratios, *kls, *_BOOKKEEPING}
+    terms = [n for n in names if n not in drawn and not n.startswith(("distance_", "validation_"))]
     found = []
     for title, wanted, scale, line, one in (
         ("Distance, × the base's", ratios, 1.0, None, True),
         ("KL from the base, nats", kls, 1.0, limit, False),
         ("Validation, %", shares, 100.0, None, False),
+        *((_title(n), {n: n.replace("_", " ")}, 1.0, None, False) for n in terms),
     ):
         series = {text: _steps(metrics, key, scale) for key, text in wanted.items()}
         series = {text: points for text, points in series.items() if points}
@@ -149,6 +152,15 @@ def training(folder: RunFolder) -> list[tuple[Panel, list[Key]]]:
             ]
             found.append((Panel(title, Markup(svg)), keys))
     return found
+
+
+_BOOKKEEPING = ("step", "loss", "grad_norm", "seconds", "broken")
+"""What the trainer logs whatever the defence."""
+
+
+def _title(key: str) -> str:
+    """A term of the loss, by the name that its objective logs it under."""
+    return key.replace("_", " ").capitalize()
 
 
 def _is_ratio(key: str) -> bool:

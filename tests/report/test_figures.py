@@ -1,6 +1,7 @@
 """Figures show the numbers they are given and take the page's colours."""
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 
@@ -12,13 +13,17 @@ from es2.report.figures import (
     looks,
     projection,
     sweep,
+    trade_off,
     trailing_mean,
     training_curve,
     verdict_bar,
 )
+from es2.report.standalone import standalone
 from es2.results.rates import Rate
 
 LINE = [(1.0, 0.5), (2.0, 0.75), (3.0, 1.0)]
+
+POINTS = {"base": ("base", 0.1, 0.2), "es2@1": ("es2", 0.2, 0.8), "dpl": ("dpl", 0.3, 0.8)}
 
 
 def drawn():
@@ -30,10 +35,11 @@ def drawn():
         "projection": projection(
             {"harmful": LINE, "harmless": LINE}, "points", (0.0, 0.0, 1.0, 1.0)
         ),
+        "trade-off": trade_off(POINTS, ["base", "es2@1"], "safety against cost"),
     }
 
 
-@pytest.mark.parametrize("name", ["layers", "sweep", "training", "projection"])
+@pytest.mark.parametrize("name", ["layers", "sweep", "training", "projection", "trade-off"])
 def test_figure_is_an_inline_element_with_a_description_and_no_outside_reference(name):
     svg = drawn()[name]
     assert re.match(r'<svg class="panel" viewBox="[^"]+" role="img" aria-label="[^"<]+">', svg)
@@ -41,7 +47,7 @@ def test_figure_is_an_inline_element_with_a_description_and_no_outside_reference
     assert "http" not in svg and "xmlns" not in svg and "<style" not in svg
 
 
-@pytest.mark.parametrize("name", ["layers", "sweep", "training", "projection"])
+@pytest.mark.parametrize("name", ["layers", "sweep", "training", "projection", "trade-off"])
 def test_every_colour_is_a_variable_of_the_page(name):
     bare = re.sub(r"var\(--[\w-]+,#[0-9a-f]{6}\)", "", drawn()[name])
     assert re.findall(r"#[0-9a-f]{6}\b(?!-)", bare) == []
@@ -66,6 +72,22 @@ def test_chosen_layers_and_threshold_are_named_in_the_figure():
     figures = drawn()
     assert "2 emergence" in figures["layers"]
     assert "threshold 0.8" in figures["training"] and "kept: step 2" in figures["training"]
+
+
+def test_every_point_of_the_trade_off_is_named():
+    svg = drawn()["trade-off"]
+    assert all(f">{name}<" in svg for name in ("base", "ES2, seed 1", "DPL"))
+
+
+@pytest.mark.parametrize("name", ["layers", "trade-off"])
+def test_a_figure_stands_alone_as_an_image_of_the_same_proportions(name):
+    svg = drawn()[name]
+    root = ElementTree.fromstring(standalone(svg))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    assert float(root.attrib["width"]) / float(root.attrib["height"]) == pytest.approx(
+        width / height, rel=0.01
+    )
 
 
 def test_names_of_chosen_layers_close_together_give_way_to_their_numbers():

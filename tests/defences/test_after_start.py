@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from es2.defences.after_start import OPENINGS, record_starts
 from es2.defences.es2 import Es2, Es2Paper, Separation
 from es2.defences.reference import record
-from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, seeded, train
+from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
 from tiny import PROMPTS, chances, with_lora
@@ -34,18 +33,15 @@ def objective_for(chat: ChatModel, terms: Es2 = TERMS) -> Separation:
     return Separation(terms, SETTINGS, LAYERS, harmful, harmless, DISTANCES, None, after)
 
 
-def drawn(chat: ChatModel, step: int) -> list[int]:
-    """The opening of a step."""
-    random = seeded(SETTINGS.seed + 2, step)
-    return chat.template.encode_response(
-        OPENINGS[int(torch.randint(len(OPENINGS), (1,), generator=random))]
-    )
+def opening_of(chat: ChatModel, index: int) -> list[int]:
+    """The opening of a class's prompt."""
+    return chat.template.encode_response(OPENINGS[index % len(OPENINGS)])
 
 
 @torch.no_grad()
 def slow_behind(base: ChatModel, tuned: ChatModel, objective: Separation, step: int) -> Tensor:
-    """The refusal's cross-entropy, the KL and the distances, all at the opening's end or after."""
-    terms, opening = objective.terms, drawn(base, step)
+    """The refusal's cross-entropy, the KL and the distances, all at the openings' ends or after."""
+    terms = objective.terms
     bad = batch_indices(len(HARMFUL), SETTINGS.batch_size, step, SETTINGS.seed)
     good = batch_indices(len(PROMPTS), SETTINGS.batch_size, step, SETTINGS.seed + 1)
 
@@ -65,7 +61,7 @@ def slow_behind(base: ChatModel, tuned: ChatModel, objective: Separation, step: 
     for index in bad:
         row, first = objective.harmful.rows[index], objective.harmful.firsts[index]
         said = base.template.decode(row[first + 1 :])
-        begun = row[: first + 1] + opening
+        begun = row[: first + 1] + opening_of(base, index)
         whole = begun + base.template.encode_response(" " + said)
         told = chances(tuned, whole)
         losses += [-told[place - 1, whole[place]] for place in range(len(begun), len(whole))]
@@ -73,7 +69,7 @@ def slow_behind(base: ChatModel, tuned: ChatModel, objective: Separation, step: 
     kls = []
     for index in good:
         row, first = objective.harmless.rows[index], objective.harmless.firsts[index]
-        begun = row[: first + 1] + opening
+        begun = row[: first + 1] + opening_of(base, index)
         was, now = chances(base, begun)[-1], chances(tuned, begun)[-1]
         kls.append((was.exp() * (was - now)).sum())
         states["good"].append(streams(begun))
@@ -130,23 +126,17 @@ def test_a_refusal_goes_on_from_each_opening_and_ends_as_it_did(
 ) -> None:
     chat = shared("llama")
     template, stop = chat.template, min(chat.stop_ids)
-    record_of = record(chat, PROMPTS[:2], 0)
+    record_of = record(chat, PROMPTS, 0)
     tail = [*template.encode_response("I would rather not."), stop]
     refused = replace(record_of, rows=[row + tail for row in record_of.rows])
     after = record_starts(chat, refused, record_of)
-    for text, rows, kept in zip(OPENINGS, after.harmful, after.harmless, strict=True):
-        for prompt, (row, begin) in zip(PROMPTS, rows, strict=False):
-            assert row[:begin] == template.encode(prompt, text)
-            assert template.decode(row[len(template.encode(prompt)) :]).startswith(text + " I")
-            assert row[-1] == stop
-        assert kept.rows == [template.encode(prompt, text) for prompt in PROMPTS[:2]]
-        assert [len(hidden) for hidden in kept.hidden] == [1, 1]
-
-
-def test_steps_draw_every_opening(shared: Callable[[str], ChatModel]) -> None:
-    found = Counter(tuple(drawn(shared("llama"), step)) for step in range(40))
-    assert len(found) == len(OPENINGS)
-    assert len({len(opening) for opening in found}) > 1
+    assert len(PROMPTS) >= len(OPENINGS)
+    for index, (prompt, (row, begin)) in enumerate(zip(PROMPTS, after.harmful, strict=True)):
+        text = OPENINGS[index % len(OPENINGS)]
+        assert row[:begin] == template.encode(prompt, text) == after.harmless.rows[index]
+        assert template.decode(row[len(template.encode(prompt)) :]).startswith(text + " I")
+        assert row[-1] == stop
+    assert {len(hidden) for hidden in after.harmless.hidden} == {1}
 
 
 def test_there_must_be_a_refusal_to_keep(shared: Callable[[str], ChatModel]) -> None:
@@ -166,8 +156,8 @@ def test_training_recovers_the_refusal_from_every_opening(
     def refusals() -> list[float]:
         assert objective.after is not None
         return [
-            float(sum(-chances(tuned, r)[p - 1, r[p]] for r, b in rows for p in range(b, len(r))))
-            for rows in objective.after.harmful
+            float(sum(-chances(tuned, row)[p - 1, row[p]] for p in range(begin, len(row))))
+            for row, begin in objective.after.harmful
         ]
 
     before = refusals()

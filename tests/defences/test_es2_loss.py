@@ -38,6 +38,7 @@ FORMS = {
     "whole prompts and responses": Es2(kl_prompt=True, response_tokens=3),
     "refusal margins moved": Es2(keep_margin=3.0, lean=0.5, response_tokens=2),
     "refusal under attack": Es2(resist=2.0, reach=3.0, response_tokens=3),
+    "refusal without its direction": Es2(resist=2.0, ablated=1.0, response_tokens=3),
 }
 
 
@@ -159,6 +160,20 @@ def slow_changes(
     return [changing(f, float(s)) for f, s in zip(firsts, shares, strict=True)]
 
 
+def slow_removals(centres: dict[int, tuple[Tensor, Tensor]], head: int, rows: int) -> list[Change]:
+    """For each harmful row, what takes the line between the centres out of every layer."""
+
+    def change(layer: int, stream: Tensor) -> Tensor:
+        harmful, harmless = (centre.detach() for centre in centres[layer])
+        if float((harmless - harmful).norm()) < 1e-4 * float(harmful.norm()):
+            return stream  # the last token does not see the prompt yet
+        unit = (harmless - harmful) / (harmless - harmful).norm()
+        kept = list(stream[:head])
+        return torch.stack(kept + [vector - (vector @ unit) * unit for vector in stream[head:]])
+
+    return [change] * rows
+
+
 def slow_margin_term(case: Case, good: list[int]) -> Tensor:
     """Mean squared difference of each harmless prompt's change of margin from what is asked."""
     objective, terms = case.objective, case.objective.terms
@@ -216,15 +231,16 @@ def slow_loss(case: Case, step: int) -> Tensor:
     if terms.keep_margin:
         total = total + slow_margin_term(case, good)
     if terms.resist:
-        changes = slow_changes(
-            case,
-            step,
-            {
-                layer: (sum(at("bad", layer, 0)) / len(bad), sum(at("good", layer, 0)) / len(good))
-                for layer in range(min(LAYERS), max(LAYERS) + 1)
-            },
-            firsts["bad"],
-        )
+        centres = {
+            layer: (sum(at("bad", layer, 0)) / len(bad), sum(at("good", layer, 0)) / len(good))
+            for layer in range(1, case.tuned.depth + 1)
+        }
+        if terms.ablated:
+            changes = slow_removals(centres, case.tuned.template.head, len(bad))
+        else:
+            between = range(min(LAYERS), max(LAYERS) + 1)
+            moving = {layer: centres[layer] for layer in between}
+            changes = slow_changes(case, step, moving, firsts["bad"])
         total = total + terms.resist * slow_kl(case, objective.harmful, bad, changes)
     total = total + terms.kl_weight * slow_kl(case, objective.harmless, good)
     return total + terms.keep_refusal * slow_kl(case, objective.harmful, bad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from es2.data.fitting import FitPrompts
 from es2.defences import DEFENCES, Es2, Es2SafetySft
+from es2.defences.after_start import OPENINGS
 from es2.defences.base import Material
 from es2.defences.es2_safety_sft import TaughtSeparation
 from es2.defences.safety_sft import REFUSAL
@@ -53,10 +55,9 @@ def test_every_harmful_prompt_is_refused_whatever_the_base_says(
     assert objective.refusal == end[0]
     assert len(objective.harmless) == len(PROMPTS)
     assert objective.after is not None
-    for (row, begin), first in zip(
-        objective.after.harmful[1], objective.harmful.firsts, strict=True
-    ):
-        assert chat.template.decode(row[first + 1 :]) == f"Sure, here is {REFUSAL}"
+    behind = zip(objective.after.harmful, objective.harmful.firsts, cycle(OPENINGS))
+    for (row, begin), first, opening in behind:
+        assert chat.template.decode(row[first + 1 :]) == f"{opening} {REFUSAL}"
         assert chat.template.decode(row[begin:]) == REFUSAL
 
 

@@ -2,32 +2,31 @@
 
 Refusal that is decided at the last prompt token alone is stepped past by a response whose first
 words are given (Qi et al., "Safety Alignment Should Be Made More Than Just a Few Tokens Deep", arXiv
-2406.05946). So the batch is read once more with an affirmative opening as the start of every
-response: harmful rows are to refuse from there on, harmless ones to go on as the base does.
+2406.05946). So the batch is read once more with affirmative openings as the responses' starts: harmful
+rows are to refuse from there on, harmless ones to go on as the base does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.reference import Reference, kl_from, record_rows
 from es2.defences.responses import read_responses
-from es2.defences.trainer import seeded
 from es2.models.forward import forward
 from es2.models.loading import ChatModel
 
 OPENINGS = ("Sure", "Sure, here is", "Of course! Here's", "Certainly")
-"""Affirmative starts of different lengths; a step draws one of them for all its rows."""
+"""Affirmative starts of different lengths; a class's prompts have them in turn."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model in training does behind the opening of a step.
+    """What a model in training does behind the openings of a step.
 
     Attributes:
         refusal: cross-entropy of the harmful rows' refusals.
@@ -45,22 +44,15 @@ class AfterStart:
     """Rows whose responses start affirmatively.
 
     Attributes:
-        harmful: for each opening, token rows of prompt, opening and refusal; with the index where
-            the refusal starts.
-        harmless: for each opening, rows of prompt and opening; with the base's state at the end.
+        harmful: token rows of prompt, opening and refusal; with the index where the refusal starts.
+        harmless: rows of prompt and opening; with the base's state at the end.
     """
 
-    harmful: Sequence[Sequence[tuple[list[int], int]]]
-    harmless: Sequence[Reference]
+    harmful: Sequence[tuple[list[int], int]]
+    harmless: Reference
 
     def read(
-        self,
-        chat: ChatModel,
-        layers: Sequence[int],
-        bad: Sequence[int],
-        good: Sequence[int],
-        step: int,
-        seed: int,
+        self, chat: ChatModel, layers: Sequence[int], bad: Sequence[int], good: Sequence[int]
     ) -> Reading:
         """One forward pass for both classes.
 
@@ -69,19 +61,14 @@ class AfterStart:
             layers: the critical layers.
             bad: which harmful rows are in the batch.
             good: which harmless rows.
-            step: whose opening to draw.
-            seed: of the draw.
         """
-        # Batches are drawn by `seed` and `seed + 1`.
-        drawn = int(torch.randint(len(self.harmful), (1,), generator=seeded(seed + 2, step)))
-        kept = self.harmless[drawn]
-        rows, begins = zip(*(self.harmful[drawn][i] for i in bad), strict=True)
-        whole = [*rows, *(kept.rows[i] for i in good)]
-        ends = [begin - 1 for begin in begins] + [kept.firsts[i] for i in good]
+        rows, begins = zip(*(self.harmful[i] for i in bad), strict=True)
+        whole = [*rows, *(self.harmless.rows[i] for i in good)]
+        ends = [begin - 1 for begin in begins] + [self.harmless.firsts[i] for i in good]
         out = forward(chat, whole, layers=layers, keep=min(ends))
         return Reading(
             read_responses(chat, out, rows, begins).cross_entropy()[0],
-            kl_from(kept, good, chat, out, len(bad), 1.0),
+            kl_from(self.harmless, good, chat, out, len(bad), 1.0),
             {layer: out.at(out.states[layer], range(len(whole)), ends) for layer in layers},
         )
 
@@ -92,28 +79,27 @@ def record_starts(
     harmless: Reference,
     progress: Callable[[int], None] = lambda done: None,
 ) -> AfterStart:
-    """The rows for every opening, and what the base does at the end of the harmless ones.
+    """The rows with their openings, and what the base does at the end of the harmless ones.
 
     Args:
         chat: the base model.
         harmful: rows whose responses refuse.
         harmless: rows whose responses do not matter.
-        progress: called with the number of harmless rows read, one for each prompt and opening.
+        progress: called with the number of harmless rows read.
     """
-    template = chat.template
+    openings = [chat.template.encode_response(text) for text in OPENINGS]
+
+    def begun(reference: Reference) -> list[list[int]]:
+        pairs = zip(reference.rows, reference.firsts, cycle(openings))
+        return [[*row[: first + 1], *opening] for row, first, opening in pairs]
+
     refused = [
-        (row[: first + 1], _behind_words(chat, row[first + 1 :]))
-        for row, first in zip(harmful.rows, harmful.firsts, strict=True)
+        ([*start, *_behind_words(chat, row[first + 1 :])], len(start))
+        for start, row, first in zip(begun(harmful), harmful.rows, harmful.firsts, strict=True)
     ]
-    heads = [r[: first + 1] for r, first in zip(harmless.rows, harmless.firsts, strict=True)]
-    rows, references = [], []
-    for text in OPENINGS:
-        opening = template.encode_response(text)
-        rows.append([([*h, *opening, *r], len(h) + len(opening)) for h, r in refused])
-        begun = [[*head, *opening] for head in heads]
-        ends = [len(row) - 1 for row in begun]
-        references.append(record_rows(chat, begun, ends, ends, progress))
-    return AfterStart(rows, references)
+    rows = begun(harmless)
+    ends = [len(row) - 1 for row in rows]
+    return AfterStart(refused, record_rows(chat, rows, ends, ends, progress))
 
 
 def _behind_words(chat: ChatModel, refusal: list[int]) -> list[int]:

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.after_start import OPENINGS, AfterStart, record_starts
+from es2.defences.after_start import AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count
 from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
+from es2.defences.under_attack import Batch, ablated, moved
 from es2.errors import Es2Error
 from es2.models.activations import Edit
 from es2.models.blocks import logits
@@ -56,6 +57,8 @@ class Es2:
         resist: weight of the KL on harmful prompts that are read while the residual stream is moved
             towards the harmless ones: the base's refusal is kept under attack too.
         reach: how far at most it is moved, in distances between the classes' centres.
+        ablated: share of steps whose rows are not moved, but read with the line between the centres
+            projected out at every layer (Yu et al., arXiv 2409.20089).
         after_start: weight of the same at the end of an affirmative opening of the response: the
             refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
     """
@@ -78,6 +81,7 @@ class Es2:
     response_distance: float = 0.0
     resist: float = 1.5
     reach: float = 1.5
+    ablated: float = 0.0
     after_start: float = 0.0
 
     least: ClassVar[Mapping[str, float]] = {
@@ -88,6 +92,7 @@ class Es2:
         "keep_margin": 0,
         "resist": 0,
         "reach": 0,
+        "ablated": 0,
         "response_distance": 0,
         "after_start": 0,
     }
@@ -161,7 +166,7 @@ class Es2:
             return None
         if not self.response_tokens:
             raise Es2Error(f"{self.name}: after_start keeps a refusal; set response_tokens above 0")
-        with bar("recording the base model behind openings", len(OPENINGS) * len(harmless)) as done:
+        with bar("recording the base model behind openings", len(harmless)) as done:
             return record_starts(chat, harmful, harmless, done)
 
 
@@ -243,9 +248,10 @@ class Separation:
         edits: dict[int, Edit] = {}
         if terms.resist:
             whole += whole[:split]
-            push = self._push(chat, step, split, firsts, max(map(len, whole)))
-            edits = dict.fromkeys(range(min(self.layers), max(self.layers) + 1), push)
-        out = forward(chat, whole, layers=self.layers, keep=min(starts), edits=edits)
+            edits = self._attacked(chat, step, Batch(split, firsts, max(map(len, whole))))
+        # What is changed in every layer has to be in the stream: more than the template's start is not.
+        keep = min(*starts, chat.template.head) if 1 in edits else min(starts)
+        out = forward(chat, whole, layers=self.layers, keep=keep, edits=edits)
         total = torch.zeros((), device=chat.device)
         metrics: dict[str, float] = {}
         for layer in self.layers:
@@ -277,7 +283,7 @@ class Separation:
             metrics[f"{self.holds}_moved"] = float(moved.detach())
             total = total + terms.resist * moved
         if self.after is not None:
-            behind, more = self._behind_start(self.after, chat, bad, good, step)
+            behind, more = self._behind_start(self.after, chat, bad, good)
             total, metrics = total + terms.after_start * behind, metrics | more
         return total, metrics
 
@@ -293,11 +299,10 @@ class Separation:
         chat: ChatModel,
         bad: Sequence[int],
         good: Sequence[int],
-        step: int,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Refusal, KL and distances behind the step's affirmative opening, and what to log."""
+        """Refusal, KL and distances behind the batch's affirmative openings, and what to log."""
         terms = self.terms
-        read = after.read(chat, self.layers, bad, good, step, self.settings.seed)
+        read = after.read(chat, self.layers, bad, good)
         total = read.refusal + terms.kl_weight * read.kl
         metrics = {
             "cross_entropy_after_start": float(read.refusal.detach()),
@@ -321,33 +326,16 @@ class Separation:
             logits(chat.model, then), refusal
         )
 
-    def _push(
-        self, chat: ChatModel, step: int, split: int, firsts: Sequence[int], longest: int
-    ) -> Edit:
-        """Moves the batch's last rows towards its harmless ones, from the last prompt token on.
-
-        The way is the line between the classes' centres in the batch, which the other rows hold;
-        how far each row goes along it is drawn for the step.
-        """
-        drawn = torch.rand(split, 1, generator=seeded(self.settings.seed, step))
-        drawn = self.terms.reach * drawn.to(chat.device)
-        ends = torch.tensor(list(firsts), device=chat.device)
-
-        def push(stream: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "batch suffix d"]:
-            share, last = drawn.to(stream.device), ends.to(stream.device)
-            own = last - (longest - stream.shape[1])  # counted after the shared prefix
-            read = stream[torch.arange(len(own)), own].detach().float()
-            harmful, harmless = read[:split].mean(0), read[split:].mean(0)
-            way = harmless - harmful
-            moved = stream[len(own) :].float()
-            # 0 at the harmful centre, 1 at the harmless one.
-            along = (moved - harmful) @ way / way.dot(way)
-            columns = torch.arange(stream.shape[1], device=stream.device)
-            far = (share - along).clamp(min=0.0) * (columns >= own[:split, None])
-            moved = moved + far[..., None] * way
-            return torch.cat([stream[: len(own)], moved.to(stream.dtype)])
-
-        return push
+    def _attacked(self, chat: ChatModel, step: int, batch: Batch) -> dict[int, Edit]:
+        """What is done to the batch's last rows in a step, layer by layer."""
+        seed, terms = self.settings.seed, self.terms
+        # Batches and pushes are drawn by the seed itself and the one after it.
+        if float(torch.rand(1, generator=seeded(seed + 2, step))) < terms.ablated:
+            return dict.fromkeys(range(1, chat.depth + 1), ablated(batch, chat.template.head))
+        shares = terms.reach * torch.rand(batch.split, 1, generator=seeded(seed, step))
+        return dict.fromkeys(
+            range(min(self.layers), max(self.layers) + 1), moved(batch, shares.to(chat.device))
+        )
 
     def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:
         """Between the harmful rows, the first `split`, and the harmless ones."""

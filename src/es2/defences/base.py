@@ -7,10 +7,10 @@ checkpoints, resume, logging.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from es2.data.fitting import FitPrompts, spread
 from es2.defences.trainer import Objective, TrainSettings
@@ -55,6 +55,17 @@ class Material:
             per_step: of them in a step; None for the batch size.
         """
         return spread(group, self.settings.steps * (per_step or self.settings.batch_size))
+
+
+Some = TypeVar("Some", bound=Sized)
+
+
+def unless_few(kept: Some, whole: Some) -> Some:
+    """What a rule keeps, or the whole where that is less than a quarter of it.
+
+    A rule that leaves hardly anything does not fit the model: one that is not aligned refuses nothing.
+    """
+    return kept if len(kept) >= len(whole) / 4 else whole
 
 
 @runtime_checkable

@@ -29,7 +29,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,6 +39,7 @@ from es2.defences.inner_reference import (
     before_and_now,
     drift,
     layers_at,
+    likeness,
     places,
     texts_to_train_on,
 )
@@ -142,13 +142,7 @@ class Rerouting:
         before, now = before_and_now(chat, self.base, bad.rows + good.rows, held, stop=True)
         head = chat.template.head
         turned = places(bad.rows, [head] * len(bad))
-        cosines = [
-            torch.cosine_similarity(
-                turned.of(now, now.states[n]), turned.of(before, before.states[n]), dim=-1
-            )
-            for n in self.layers
-        ]
-        reroute = torch.stack(cosines).relu().mean()
+        reroute = likeness(before, now, self.layers, turned)
         retain = drift(before, now, held, places(good.rows, [head] * len(good), len(bad)))
         turn, hold = self.weights(step)
         metrics = {"reroute": float(reroute.detach()), "retain": float(retain.detach())}

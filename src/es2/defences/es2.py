@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.after_start import AfterStart, record_starts
-from es2.defences.base import DEFENCES, Material, Range, seen_count
+from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
 from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, kl_from, record
+from es2.defences.rerouted import Rerouted, harmful_answers
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
 from es2.defences.under_attack import Batch, ablated, moved
 from es2.errors import Es2Error
@@ -61,6 +62,9 @@ class Es2:
             projected out at every layer (Yu et al., arXiv 2409.20089).
         after_start: weight of the same at the end of an affirmative opening of the response: the
             refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
+        reroute: weight of the cosine between the model's states and the base's along harmful answers
+            that the base was made to begin: who complies all the same goes on with noise.
+        reroute_tokens: length of those answers.
     """
 
     name: ClassVar[str] = "es2"
@@ -83,6 +87,8 @@ class Es2:
     reach: float = 1.5
     ablated: float = 0.0
     after_start: float = 0.0
+    reroute: float = 0.0
+    reroute_tokens: int = 32
 
     least: ClassVar[Mapping[str, float]] = {
         "kl_weight": 0,
@@ -95,6 +101,8 @@ class Es2:
         "ablated": 0,
         "response_distance": 0,
         "after_start": 0,
+        "reroute": 0,
+        "reroute_tokens": 1,
     }
     searched: ClassVar[Mapping[str, Range]] = {
         "lean": Range(-1.5, 0.0),
@@ -132,8 +140,8 @@ class Es2:
             )
         refusals = told(material, harmful, True)
         if self.consistent:
-            harmful = consistent(refusals, harmful)
-            harmless = consistent(told(material, harmless, False), harmless)
+            harmful = unless_few(refusals, harmful)
+            harmless = unless_few(told(material, harmless, False), harmless)
         return Separation(
             self,
             material.settings,
@@ -143,6 +151,7 @@ class Es2:
             self.base_distances(material),
             refusal_start(refusals),
             self.behind_starts(chat, harmful, harmless),
+            harmful_answers(material, self.reroute_tokens) if self.reroute else None,
         )
 
     def base_distances(self, material: Material) -> dict[int, float]:
@@ -198,14 +207,6 @@ def told(material: Material, reference: Reference, refused: bool) -> Reference:
     return reference.subset(material.telling((row[first + 1 :] for row, first in rows), refused))
 
 
-def consistent(kept: Reference, whole: Reference) -> Reference:
-    """What is kept of a record, unless hardly anything is.
-
-    A base that is not aligned refuses nothing: separation then has to do without its refusals.
-    """
-    return kept if len(kept) >= len(whole) / 4 else whole
-
-
 @dataclass
 class Separation:
     """ES2's objective for the trainer.
@@ -219,6 +220,7 @@ class Separation:
         base_distance: the base's distance at each layer, see `batch_distance`.
         refusal: the first token of the base's refusals, where they are known.
         after: the same prompts behind affirmative openings; None where they are not wanted.
+        rerouted: harmful answers; None likewise.
     """
 
     holds: ClassVar[str] = "kl"
@@ -232,6 +234,7 @@ class Separation:
     base_distance: Mapping[int, float]
     refusal: int | None = None
     after: AfterStart | None = None
+    rerouted: Rerouted | None = None
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """One forward pass for both classes: distances at the layers, KL from final states.
@@ -285,6 +288,10 @@ class Separation:
         if self.after is not None:
             behind, more = self._behind_start(self.after, chat, bad, good)
             total, metrics = total + terms.after_start * behind, metrics | more
+        if self.rerouted is not None:
+            cosine = self.rerouted.loss(chat, self.layers, size, step, seed)
+            metrics["reroute"] = float(cosine.detach())
+            total = total + terms.reroute * cosine
         return total, metrics
 
     def hold(

@@ -15,9 +15,10 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.base import DEFENCES, Material
-from es2.defences.es2 import Es2, Separation, consistent, told
+from es2.defences.base import DEFENCES, Material, unless_few
+from es2.defences.es2 import Es2, Separation, told
 from es2.defences.reference import Reference, record
+from es2.defences.rerouted import harmful_answers
 from es2.defences.responses import read_responses
 from es2.defences.safety_sft import REFUSAL
 from es2.defences.trainer import TrainSettings
@@ -61,7 +62,7 @@ class Es2SafetySft(Es2):
         with bar("recording the base model's answers", len(texts)) as advance:
             harmless = record(chat, texts, self.response_tokens, self.kl_prompt, advance)
         if self.consistent:
-            harmless = consistent(told(material, harmless, False), harmless)
+            harmless = unless_few(told(material, harmless, False), harmless)
         return TaughtSeparation(
             self,
             material.settings,
@@ -71,6 +72,7 @@ class Es2SafetySft(Es2):
             self.base_distances(material),
             said[0],
             self.behind_starts(chat, harmful, harmless),
+            harmful_answers(material, self.reroute_tokens) if self.reroute else None,
         )
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.data.fitting import spread
-from es2.defences.base import Material
+from es2.defences.base import Material, unless_few
 from es2.defences.trainer import adapter_off
 from es2.models.forward import Forward, forward
 from es2.models.generation import generate
@@ -80,13 +80,35 @@ def own_texts(
     return Texts([head + tail for head, tail in zip(heads, tails, strict=True)], begins)
 
 
+def unsafe_texts(
+    material: Material,
+    prompts: Sequence[str],
+    tokens: int,
+    opening: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Texts:
+    """Harmful prompts with responses that the model was made to begin.
+
+    Those in which it refuses all the same are left out, unless hardly any others remain.
+
+    Args:
+        material: what the defence is given.
+        prompts: harmful ones.
+        tokens: at most so many behind the opening.
+        opening: what the responses begin with.
+        progress: called with the number of prompts done.
+    """
+    texts = own_texts(material.chat, prompts, tokens, opening, progress)
+    complied = texts.subset(material.telling(texts.responses(), refused=False))
+    return unless_few(complied, texts)
+
+
 def texts_to_train_on(
     material: Material, tokens: int, opening: str, refusals: float
 ) -> tuple[Texts, Texts]:
     """Unsafe texts, harmful prompts that the model was made to begin to answer; and safe ones.
 
-    Unsafe texts in which it refuses all the same are left out, unless hardly any others remain. Safe
-    texts are its answers to harmless prompts and, as far as it does refuse, to harmful ones.
+    Safe texts are its answers to harmless prompts and, as far as it does refuse, to harmful ones.
 
     Args:
         material: what the defence is given.
@@ -99,11 +121,9 @@ def texts_to_train_on(
     refused = spread(fit.harmful, round(refusals * len(good)))
     total = len(bad) + len(good) + len(refused)
     with bar("the model's own answers", total) as advance:
-        unsafe = own_texts(chat, bad, tokens, opening, advance)
+        unsafe = unsafe_texts(material, bad, tokens, opening, advance)
         answered = own_texts(chat, good, tokens, progress=advance)
         declined = own_texts(chat, refused, tokens, progress=advance)
-    complied = unsafe.subset(material.telling(unsafe.responses(), refused=False))
-    unsafe = complied if len(complied) >= len(unsafe) / 4 else unsafe
     return unsafe, answered + declined.subset(material.telling(declined.responses(), refused=True))
 
 
@@ -178,6 +198,19 @@ def places(rows: Sequence[Sequence[int]], starts: Sequence[int], shift: int = 0)
         [index for index, span in spans for _ in span],
         [position for _, span in spans for position in span],
     )
+
+
+def likeness(
+    before: Forward, now: Forward, layers: Iterable[int], where: Places
+) -> Float[Tensor, ""]:
+    """Mean cosine between states and the base's, where it is above 0, over layers and positions."""
+    cosines = [
+        torch.cosine_similarity(
+            where.of(now, now.states[n]), where.of(before, before.states[n]), dim=-1
+        )
+        for n in layers
+    ]
+    return torch.stack(cosines).relu().mean()
 
 
 def drift(before: Forward, now: Forward, layers: Iterable[int], where: Places) -> Float[Tensor, ""]:

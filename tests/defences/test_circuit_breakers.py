@@ -150,4 +150,3 @@ def test_it_prepares_itself_from_prompts_alone(shared: Callable[[str], ChatModel
     assert len(objective.harmful) == len(HARMFUL)
     assert len(objective.kept) == len(PROMPTS)
     assert CircuitBreakers(layers=(4, 2), response_tokens=1).prepare(given).layers == (2, 4)
-    assert objective.stop([{"reroute": 0.0}]) is None

@@ -143,7 +143,6 @@ def test_it_prepares_itself_from_prompts_alone(shared: Callable[[str], ChatModel
     assert len(objective.unsafe) == len(HARMFUL)
     assert len(objective.safe) == 2 * len(PROMPTS)
     assert RepBend(layers=(4, 2), response_tokens=1).prepare(given).layers == (2, 4)
-    assert objective.stop([{"drift_unsafe": 9.0}]) is None
 
 
 def test_the_published_layers_are_20_to_30_of_32() -> None:

@@ -147,7 +147,3 @@ class Rerouting:
         turn, hold = self.weights(step)
         metrics = {"reroute": float(reroute.detach()), "retain": float(retain.detach())}
         return turn * reroute + hold * retain, metrics
-
-    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
-        """Never before the step limit."""
-        return None

@@ -117,7 +117,3 @@ class Dpo:
             **self.labels,
         }
         return dpo_loss(margin, self.beta).mean(), metrics
-
-    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
-        """Never before the step limit."""
-        return None

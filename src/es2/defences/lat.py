@@ -309,10 +309,6 @@ class LatentAdversary:
         metrics = {"search_first": losses[0], "search_last": losses[-1]} if losses else {}
         return {layer: delta.detach() for layer, delta in found.items()}, metrics
 
-    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
-        """Never before the step limit."""
-        return None
-
 
 def _both(bad: Sequence[Pair]) -> list[list[int]]:
     """The refusals' rows, then those of the harmful responses."""

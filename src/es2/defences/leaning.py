@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,10 +69,6 @@ class Lean:
         return (now - before - self.by).square().mean(), {
             "moved": float((now.detach() - before).mean())
         }
-
-    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
-        """Never before the step limit."""
-        return None
 
 
 def lean(

@@ -178,7 +178,3 @@ class Bending:
         )
         total = kl_divergence(base, tuned).sum()
         return self.terms.temperature**2 * total / len(good)
-
-    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
-        """Never before the step limit."""
-        return None

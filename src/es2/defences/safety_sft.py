@@ -147,7 +147,3 @@ class Tuning:
             kept, _ = answered.cross_entropy(terms.first)
             metrics["cross_entropy_harmless"] = float(kept.detach())
         return refusal + terms.keep * kept, metrics
-
-    def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
-        """Never before the step limit."""
-        return None

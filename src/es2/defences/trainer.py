@@ -73,6 +73,11 @@ class Objective(Protocol):
         """The loss of the batch of a step, and what to log of it."""
         ...
 
+
+@runtime_checkable
+class Stopping(Objective, Protocol):
+    """An objective that may end training before the last step."""
+
     def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Why training ends after the last of these steps' metrics; None to go on."""
         ...
@@ -259,7 +264,8 @@ def train(
         line: dict[str, Any] = {"step": progress.step, "loss": float(loss.detach()), **metrics}
         line |= {"grad_norm": float(norm), "seconds": time.perf_counter() - started}
         progress.history.append(line)
-        progress.stopped = objective.stop(progress.history) or ""
+        if isinstance(objective, Stopping):
+            progress.stopped = objective.stop(progress.history) or ""
         last = progress.step == settings.steps or bool(progress.stopped)
         every = settings.validate_every
         if validate and every and (last or progress.step % every == 0):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,13 +83,26 @@ def test_probe_sampling_takes_about_the_tokens_expected_of_both_models(
     assert found.drafted > found.read
 
 
-@pytest.mark.parametrize("name", ["es2", "es2_paper", "safety_sft"])
+SHORT: dict[str, dict[str, Any]] = {
+    "es2": {"kl_threshold": 100.0},
+    "es2_paper": {"kl_threshold": 100.0},
+    "safety_sft": {"ratio": 2, "answer_tokens": 8},
+    "circuit_breakers": {"response_tokens": 8},
+    "repbend": {"response_tokens": 8},
+    "lat": {"harmful_tokens": 8, "answer_tokens": 8, "iterations": 3},
+    "dpl": {"answer_tokens": 8, "reward_steps": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [*((name, {}) for name in SHORT), ("es2", {"after_start": 1.0, "reroute": 1.0})],
+)
 def test_a_defence_takes_about_the_tokens_expected(
-    name: str, tiny: Callable[[str], ChatModel], tmp_path: Path
+    name: str, more: dict[str, Any], tiny: Callable[[str], ChatModel], tmp_path: Path
 ) -> None:
     chat = tiny("llama")
-    own = {"safety_sft": {"ratio": 2, "answer_tokens": 8}}.get(name, {"kl_threshold": 100.0})
-    defence = make_defence({name: own})
+    defence = make_defence({name: SHORT[name] | more})
     settings = TrainSettings(steps=6, batch_size=4, rank=2, validate_every=3)
     guard = Guard(prompts=4, tokens=6, **LENIENT)
     splits = [prompts(t) for t in (FIT.harmful, FIT.harmless, FIT.held_harmful, FIT.held_harmless)]

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from es2.defences.base import DEFENCES, Material
+from es2.defences.base import DEFENCES, Material, seen_count
 from es2.defences.dpo import Answer, Dpo, Pair, log_probabilities, passed
 from es2.defences.inner_reference import OPENING
 from es2.defences.reward_model import (
@@ -42,6 +42,7 @@ from es2.defences.trainer import TrainSettings, seeded
 from es2.errors import Es2Error
 from es2.models.generation import generate, in_batches
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, answering, reading, training
 from es2.progress import bar
 
 OWN, REFUSED, BABBLE = range(3)
@@ -119,6 +120,21 @@ class Dpl:
         if self.form == "categorical":
             return Categorical(self.bins, self.entropy)
         return MeanAndVariance()
+
+    def expected(
+        self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
+    ) -> Work:
+        """The candidates, a reading of all three of each, then steps over pairs of both classes."""
+        bad, good = (seen_count(settings, count) for count in (harmful, harmless))
+        opened, own = lengths.count(self.opening), lengths.own
+        written = answering(bad, own + opened, self.answer_tokens, rows, lengths.head)
+        written += answering(good, own, self.answer_tokens, rows, lengths.head)
+        row = own + opened + self.answer_tokens
+        written += reading(3 * (bad + good), row, rows, lengths.head)
+        pairs = min(settings.batch_size, bad) + min(settings.batch_size, good)
+        # A pair is a long answer and a refusal, and padded to the longer.
+        scored = pairs * (self.answer_tokens + lengths.count(self.refusal))
+        return written + training(settings.steps, 2 * pairs, row, scored, lengths.head)
 
     def prepare(self, material: Material) -> Dpo:
         """Answers, what annotators make of them, the reward model, and the pairs as it orders them.

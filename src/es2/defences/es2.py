@@ -125,8 +125,16 @@ class Es2:
         if new:
             recorded += answering(sum(counts), lengths.own, new, rows, lengths.head)
         bad, good = (min(settings.batch_size, count) for count in counts)
-        batch = bad + good + (bad if self.resist else 0)
+        batch: float = bad + good + (bad if self.resist else 0)
         scored = batch * (new + 1) + (good * lengths.prompt if self.kl_prompt else 0)
+        if self.after_start:
+            recorded += reading(counts[1], lengths.own, rows, lengths.head)
+            batch, scored = batch + bad + good, scored + bad * new + good
+        if self.reroute:
+            answer = lengths.own + self.reroute_tokens
+            recorded += answering(counts[0], lengths.own, self.reroute_tokens, rows, lengths.head)
+            recorded += reading(bad, answer, rows, lengths.head).times(settings.steps)
+            batch += bad * answer / row
         return recorded + training(settings.steps, batch, row, scored, lengths.head)
 
     def prepare(self, material: Material) -> Separation:

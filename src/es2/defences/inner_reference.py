@@ -18,11 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.data.fitting import spread
-from es2.defences.base import Material, unless_few
-from es2.defences.trainer import adapter_off
+from es2.defences.base import Material, seen_count, unless_few
+from es2.defences.trainer import TrainSettings, adapter_off
 from es2.models.forward import Forward, forward
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, answering
 from es2.progress import bar
 from es2.separation.layers import check_layers
 
@@ -125,6 +126,37 @@ def texts_to_train_on(
         answered = own_texts(chat, good, tokens, progress=advance)
         declined = own_texts(chat, refused, tokens, progress=advance)
     return unsafe, answered + declined.subset(material.telling(declined.responses(), refused=True))
+
+
+def expected_texts(
+    settings: TrainSettings,
+    lengths: Lengths,
+    harmful: int,
+    harmless: int,
+    rows: int,
+    tokens: int,
+    opening: str,
+    refusals: float,
+) -> tuple[Work, float]:
+    """What writing the texts takes at most, and the tokens of a text that are its own.
+
+    Args:
+        settings: of the training loop.
+        lengths: of the prompts, in tokens.
+        harmful: prompts to fit on.
+        harmless: the same.
+        rows: of a batch without gradient.
+        tokens: see `texts_to_train_on`, as for the next two.
+        opening: the same.
+        refusals: the same.
+    """
+    bad, good = (seen_count(settings, count) for count in (harmful, harmless))
+    begun = lengths.own + lengths.count(opening)
+    written = answering(bad, begun, tokens, rows, lengths.head)
+    written += answering(good, lengths.own, tokens, rows, lengths.head)
+    declined = min(harmful, round(refusals * good))
+    written += answering(declined, lengths.own, tokens, rows, lengths.head)
+    return written, lengths.own + tokens
 
 
 def layers_at(depth: int, given: Sequence[int] | None, shares: Iterable[float]) -> tuple[int, ...]:

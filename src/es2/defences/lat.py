@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from es2.data.fitting import spread
-from es2.defences.base import DEFENCES, Material, Range
+from es2.defences.base import DEFENCES, Material, Range, seen_count
 from es2.defences.inner_reference import OPENING
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.responses import Responses, read_responses
@@ -33,6 +33,7 @@ from es2.models.activations import Edit
 from es2.models.forward import Forward, Held, forward, shared_prefix
 from es2.models.generation import generate, in_batches
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, answering, reading, training
 from es2.progress import bar
 
 _PUBLISHED = (0, 9, 17, 25, 31)
@@ -103,6 +104,27 @@ class Lat:
         "answer_tokens": 1,
     }
     searched: ClassVar[Mapping[str, Range]] = {"kl": Range(0.03, 3.0, log=True)}
+
+    def expected(
+        self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
+    ) -> Work:
+        """Both kinds of answers, then steps: a search over two rows a prompt, and the update."""
+        bad, good = (seen_count(settings, count) for count in (harmful, harmless))
+        opened = lengths.count(self.opening)
+        written = answering(bad, lengths.own + opened, self.harmful_tokens, rows, lengths.head)
+        written += answering(good, lengths.own, self.answer_tokens, rows, lengths.head)
+        written += reading(good, lengths.own + self.answer_tokens, rows, lengths.head)
+        size, kept = min(settings.batch_size, bad), min(settings.batch_size, good)
+        refusal, harm = lengths.count(self.refusal) + 1, opened + self.harmful_tokens
+        # Rows are padded to the longest of their pass.
+        pair = lengths.own + max(refusal, harm)
+        searched = training(
+            settings.steps * self.iterations, 2 * size, pair, size * (refusal + harm)
+        )
+        row = max(pair, lengths.own + self.answer_tokens)
+        scored = size * (refusal + harm) + kept * self.answer_tokens
+        updated = training(settings.steps, 2 * size + kept, row, scored, lengths.head)
+        return written + searched + updated
 
     def prepare(self, material: Material) -> LatentAdversary:
         """Both responses to harmful prompts, the model's answers to others, and the radii.

@@ -42,6 +42,7 @@ from es2.defences.inner_reference import (
     Texts,
     before_and_now,
     drift,
+    expected_texts,
     layers_at,
     places,
     texts_to_train_on,
@@ -51,6 +52,7 @@ from es2.defences.trainer import TrainSettings, batch_indices, frozen_copy
 from es2.models.blocks import logits
 from es2.models.forward import Forward
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, reading, training
 
 
 @DEFENCES.register
@@ -101,6 +103,20 @@ class RepBend:
         "kl_weight": Range(0.1, 3.0, log=True),
     }
     shares: ClassVar[tuple[float, ...]] = tuple(layer / 32 for layer in range(20, 31))
+
+    def expected(
+        self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
+    ) -> Work:
+        """Writing the texts, then steps in which both models read a batch of either kind."""
+        written, own = expected_texts(
+            settings, lengths, harmful, harmless, rows,
+            self.response_tokens, self.opening, self.refusals,
+        )  # fmt: skip
+        batch = sum(min(settings.batch_size, count) for count in (harmful, harmless))
+        before = reading(batch, own, rows, lengths.head).times(settings.steps)
+        return (
+            written + before + training(settings.steps, batch, own, batch / 2 * own, lengths.head)
+        )
 
     def prepare(self, material: Material) -> Bending:
         """Has the model write the texts, and picks the layers."""

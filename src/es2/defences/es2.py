@@ -20,7 +20,7 @@ from es2.defences.after_start import AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
 from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, kl_from, record
-from es2.defences.rerouted import Rerouted, harmful_answers
+from es2.defences.scrambled import Scrambled, harmful_answers
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
 from es2.defences.under_attack import Batch, ablated, moved
 from es2.errors import Es2Error
@@ -62,9 +62,9 @@ class Es2:
             projected out at every layer (Yu et al., arXiv 2409.20089).
         after_start: weight of the same at the end of an affirmative opening of the response: the
             refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
-        reroute: weight of the cosine between the model's states and the base's along harmful answers
-            that the base was made to begin: who complies all the same goes on with noise.
-        reroute_tokens: length of those answers.
+        scramble: weight that pulls the states along harmful answers, which the base was made to begin,
+            to one random vector: who complies all the same goes on with noise.
+        scramble_tokens: length of those answers.
     """
 
     name: ClassVar[str] = "es2"
@@ -87,8 +87,8 @@ class Es2:
     reach: float = 1.5
     ablated: float = 0.0
     after_start: float = 0.0
-    reroute: float = 0.0
-    reroute_tokens: int = 32
+    scramble: float = 0.0
+    scramble_tokens: int = 32
 
     least: ClassVar[Mapping[str, float]] = {
         "kl_weight": 0,
@@ -101,8 +101,8 @@ class Es2:
         "ablated": 0,
         "response_distance": 0,
         "after_start": 0,
-        "reroute": 0,
-        "reroute_tokens": 1,
+        "scramble": 0,
+        "scramble_tokens": 1,
     }
     searched: ClassVar[Mapping[str, Range]] = {
         "lean": Range(-1.5, 0.0),
@@ -130,11 +130,10 @@ class Es2:
         if self.after_start:
             recorded += reading(counts[1], lengths.own, rows, lengths.head)
             batch, scored = batch + bad + good, scored + bad * new + good
-        if self.reroute:
-            answer = lengths.own + self.reroute_tokens
-            recorded += answering(counts[0], lengths.own, self.reroute_tokens, rows, lengths.head)
-            recorded += reading(bad, answer, rows, lengths.head).times(settings.steps)
-            batch += bad * answer / row
+        if self.scramble:
+            added = self.scramble_tokens
+            recorded += answering(counts[0], lengths.own, added, rows, lengths.head)
+            batch += bad * (lengths.own + added) / row
         return recorded + training(settings.steps, batch, row, scored, lengths.head)
 
     def prepare(self, material: Material) -> Separation:
@@ -159,7 +158,7 @@ class Es2:
             self.base_distances(material),
             refusal_start(refusals),
             self.behind_starts(chat, harmful, harmless),
-            harmful_answers(material, self.reroute_tokens) if self.reroute else None,
+            harmful_answers(material, self.scramble_tokens) if self.scramble else None,
         )
 
     def base_distances(self, material: Material) -> dict[int, float]:
@@ -228,7 +227,7 @@ class Separation:
         base_distance: the base's distance at each layer, see `batch_distance`.
         refusal: the first token of the base's refusals, where they are known.
         after: the same prompts behind affirmative openings; None where they are not wanted.
-        rerouted: harmful answers; None likewise.
+        scrambled: harmful answers; None likewise.
     """
 
     holds: ClassVar[str] = "kl"
@@ -242,7 +241,7 @@ class Separation:
     base_distance: Mapping[int, float]
     refusal: int | None = None
     after: AfterStart | None = None
-    rerouted: Rerouted | None = None
+    scrambled: Scrambled | None = None
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """One forward pass for both classes: distances at the layers, KL from final states.
@@ -296,10 +295,10 @@ class Separation:
         if self.after is not None:
             behind, more = self._behind_start(self.after, chat, bad, good)
             total, metrics = total + terms.after_start * behind, metrics | more
-        if self.rerouted is not None:
-            cosine = self.rerouted.loss(chat, self.layers, size, step, seed)
-            metrics["reroute"] = float(cosine.detach())
-            total = total + terms.reroute * cosine
+        if self.scrambled is not None:
+            left = self.scrambled.loss(chat, size, step, seed)
+            metrics["scramble"] = float(left.detach())
+            total = total + terms.scramble * left
         return total, metrics
 
     def hold(

@@ -102,7 +102,7 @@ def test_without_the_weight_there_is_neither_a_row_nor_a_number_more(
     tiny: Callable[[str], ChatModel],
 ) -> None:
     chat = tiny("llama")
-    for terms in (Es2(response_tokens=3), Es2Paper()):
+    for terms in (Es2(response_tokens=3, after_start=0.0), Es2Paper()):
         assert terms.after_start == 0
         objective = objective_for(chat, terms)
         assert objective.after is None

@@ -37,11 +37,11 @@ def prepared(
     return terms.prepare(material)
 
 
-def test_it_is_es2_with_a_taught_refusal_and_affirmative_starts() -> None:
+def test_it_is_es2_with_a_taught_refusal() -> None:
     terms = DEFENCES["es2+safety_sft"]()
     assert isinstance(terms, Es2SafetySft)
     changed = {k: v for k, v in vars(terms).items() if vars(Es2()).get(k) != v}
-    assert changed == {"after_start": 1.0, "refusal": REFUSAL}
+    assert changed == {"refusal": REFUSAL}
 
 
 def test_every_harmful_prompt_is_refused_whatever_the_base_says(

@@ -86,7 +86,7 @@ class Es2:
     resist: float = 1.5
     reach: float = 1.5
     ablated: float = 0.0
-    after_start: float = 0.0
+    after_start: float = 1.0
     scramble: float = 0.0
     scramble_tokens: int = 32
 
@@ -203,6 +203,7 @@ class Es2Paper(Es2):
     keep_refusal: float = 0.0
     keep_margin: float = 0.0
     resist: float = 0.0
+    after_start: float = 0.0
     consistent: bool = False
 
     searched: ClassVar[Mapping[str, Range]] = {"kl_weight": Range(0.1, 100.0, log=True)}

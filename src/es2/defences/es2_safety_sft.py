@@ -46,7 +46,6 @@ class Es2SafetySft(Es2):
     published: ClassVar[TrainSettings] = TrainSettings()
     # Refusal is still being learnt when the distance has reached its cap.
     keeps: ClassVar[str] = "last"
-    after_start: float = 1.0
     refusal: str = REFUSAL
 
     def prepare(self, material: Material) -> TaughtSeparation:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from es2.config import load_recipe
 from es2.errors import Es2Error
 from es2.pipeline.comparison import load_comparison
 from es2.results.store import read_attempts, read_json, read_results
@@ -90,6 +91,30 @@ def test_training_seeds_share_the_base_and_the_cut_of_the_prompts(es2: Workplace
     assert [recipe.seed for recipe in members.values()] == [7, 0, 1, 0]
     assert [recipe.base for recipe in members.values()] == [True, False, False, False]
     assert members["tuned"].train.steps == 2 and members["tuned"].train.lr == 3e-4
+
+
+def test_every_defence_is_searched_by_as_many_trials_and_seeds_share_them(es2: Workplace) -> None:
+    recipe, out = (
+        written(es2, tune=2, attacks={"direct": {"max_new_tokens": 3}}, limits={}),
+        "tuned",
+    )
+    done = es2("compare", recipe, "--out", es2.path / out)
+    assert done.code == 0, done.err
+    folder = es2.path / out
+    trials = {path.parts[-3]: path.read_text() for path in folder.glob("tuned/*/tune/study.log")}
+    assert sorted(trials) == ["es2", "tuned"]
+    members = {
+        path.name: load_recipe(path / "config.yaml") for path in (folder / "members").iterdir()
+    }
+    one, two = members["es2@0"], members["es2@1"]
+    assert one.defence == two.defence and one.train.lr == two.train.lr and one.seed != two.seed
+    assert one.defence["es2"]["kl_threshold"] == 100.0
+    assert not members["base"].defence
+    again = es2("compare", recipe, "--out", folder, "--resume")
+    assert again.code == 0, again.err
+    assert {
+        path.parent.name: path.read_text() for path in folder.glob("tuned/*/tune/study.log")
+    } == trials
 
 
 def test_finished_runs_are_gathered(es2: Workplace) -> None:

@@ -137,13 +137,15 @@ def test_a_study_goes_on_where_it_was_stopped_and_counts_the_pruned(tmp_path: Pa
             raise Broken("it broke")
         return Trial(number, terms, training, 1 + terms["lean"], training["lr"], 0.0, "direct")
 
-    first = search(one, Es2.searched, Tuning(trials=3), tmp_path)
+    own = {**vars(Es2()), "lr": 2e-4}
+    first = search(one, Es2.searched, own, Tuning(trials=3), tmp_path)
+    assert asked[0]["lean"] == Es2().lean and asked[0]["lr"] == 2e-4  # its own settings come first
     assert (tmp_path / STUDY).is_file()
     assert [found.number for found in first] == [0, 2] and len(asked) == 3
-    more = search(one, Es2.searched, Tuning(trials=5), tmp_path)
+    more = search(one, Es2.searched, own, Tuning(trials=5), tmp_path)
     assert [found.number for found in more] == [0, 2, 3, 4] and len(asked) == 5
     assert more[:2] == first
-    assert search(one, Es2.searched, Tuning(trials=5), tmp_path) == more and len(asked) == 5
+    assert search(one, Es2.searched, own, Tuning(trials=5), tmp_path) == more and len(asked) == 5
     for drawn in asked:
         for name, where in {**Es2.searched, **TRAINING}.items():
             assert where.low <= drawn[name] <= where.high

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from es2.config import Recipe, dump, load_recipe
 from es2.errors import Es2Error
 from es2.pipeline.comparison import BASE, Comparison
 from es2.pipeline.evaluate import OVER_REFUSAL, evaluate
-from es2.pipeline.experiment import reopen
+from es2.pipeline.experiment import load_all, reopen
 from es2.pipeline.margin import MARGIN
 from es2.pipeline.run import published_settings, run
+from es2.pipeline.search import picked, tuned, with_trial
 from es2.progress import console
 from es2.report.build import build
 from es2.results.capability import ANSWERS, CAPABILITY, CapabilityResults, benchmarks
@@ -39,6 +42,7 @@ from es2.results.store import (
 from es2.results.summary import summarise, with_drift
 
 MEMBERS = "members"
+TUNED = "tuned"
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,21 @@ def run_members(
         raise Es2Error(f"{out} holds a comparison already; add --resume or give another --out")
     for place, (label, recipe) in enumerate(members.items(), 1):
         console.print(f"{place} of {len(members)}: {label}", style="bold", markup=False)
+        if comparison.tune and recipe.defence:
+            recipe = _tuned(recipe, label, out, comparison.tune)
         folder = run(recipe, out / MEMBERS / label, resume=True, force=force)
         if comparison.evaluate is not None:
             evaluate(reopen(folder), comparison.evaluate)
     return [_part(label, out / MEMBERS / label) for label in members]
+
+
+def _tuned(recipe: Recipe, label: str, out: Path, trials: int) -> Recipe:
+    """The recipe with settings searched for; training seeds of a defence share the search."""
+    study = out / TUNED / label.partition("@")[0]
+    study.mkdir(parents=True, exist_ok=True)
+    with FileLock(study / ".lock"):
+        found = tuned(recipe, load_all(recipe), study, trials, resume=True)
+    return with_trial(recipe, picked(found, None))
 
 
 def gather_runs(runs: Sequence[Path], out: Path) -> Path:

@@ -49,12 +49,15 @@ class Comparison:
         defences: who takes part, by the name that tables give them.
         seeds: of training, for those that name none.
         evaluate: what `es2 evaluate` would measure; null for attacks and costs alone.
+        tune: trials in which each defence's settings are searched first, on validation prompts and
+            with the first of its seeds, as `es2 harden --tune` does; 0 for none.
     """
 
     run: Recipe
     defences: dict[str, Contestant]
     seeds: tuple[int, ...] = (0,)
     evaluate: Evaluation | None = None
+    tune: int = 0
 
     def members(self) -> dict[str, Recipe]:
         """Every run that the comparison is made of, by its name in tables: the base, then the rest.
@@ -98,9 +101,8 @@ def load_comparison(path: Path) -> Comparison:
     try:
         if not values.get("defences"):
             raise Es2Error("no defences to compare; give `defences: {es2: {}, ...}`")
-        own: dict[str, Any] = {
-            name: values.pop(name) for name in ("defences", "seeds", "evaluate") if name in values
-        }
+        several = ("defences", "seeds", "evaluate", "tune")
+        own: dict[str, Any] = {name: values.pop(name) for name in several if name in values}
         for key in ("defence", "train", "base"):
             if key in values:
                 raise Es2Error(f"{key}: belongs under one of the defences")

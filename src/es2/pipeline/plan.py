@@ -20,7 +20,15 @@ from es2.pipeline.comparison import Comparison
 from es2.pipeline.experiment import load_all
 from es2.pipeline.gpus import Gpu, gpu_named
 from es2.pipeline.lengths import lengths_of
-from es2.pipeline.stages import Counting, Stage, available, evaluation_stages, run_stages, total
+from es2.pipeline.stages import (
+    Counting,
+    Stage,
+    available,
+    evaluation_stages,
+    run_stages,
+    total,
+    tuning,
+)
 
 ROWS = 128
 """Of a batch without gradient on an accelerator, as `load` has it."""
@@ -236,6 +244,8 @@ def plan(wanted: Recipe | Comparison, gpu: str = "h100", devices: int = 1) -> Pl
     counting = Counting(first, lengths, ROWS, note, load)
     for member, recipe in members.items():
         stages = run_stages(recipe, counting)
+        if isinstance(wanted, Comparison) and wanted.tune and _first_seed(member, members):
+            stages.insert(0, tuning(recipe, wanted.tune, counting))
         if isinstance(wanted, Comparison) and wanted.evaluate is not None:
             stages += evaluation_stages(recipe, wanted.evaluate, counting)
         rows += [_row(member, stage, shape, device, size) for stage in stages]
@@ -245,6 +255,14 @@ def plan(wanted: Recipe | Comparison, gpu: str = "h100", devices: int = 1) -> Pl
         if text is not None
     ]
     return Plan(shape, device, devices, 8 * size, lengths, counted, rows, list(notes), warnings)
+
+
+def _first_seed(member: str, members: Mapping[str, Recipe]) -> bool:
+    """Whether a member is its defence's first: the others share its study."""
+    name = member.partition("@")[0]
+    return bool(members[member].defence) and member == next(
+        label for label in members if label.partition("@")[0] == name
+    )
 
 
 def _row(member: str, stage: Stage, shape: Shape, gpu: Gpu, size: int) -> Row:

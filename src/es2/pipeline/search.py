@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from es2.config import Recipe, dump, make_defence
+from es2.defences import Defence
 from es2.defences.base import searched_terms
 from es2.errors import Es2Error
 from es2.models.loading import load
 from es2.pipeline.experiment import Experiment, Prompts
 from es2.pipeline.folder import RunFolder
-from es2.pipeline.trial import Trial, bench
+from es2.pipeline.trial import Bench, Trial, bench
 from es2.pipeline.tune import STUDY, Tuning, best, pick, search
 from es2.separation.layers import choose, given, survey
 
@@ -32,6 +34,25 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
     folder = out / "tune"
     if (folder / STUDY).is_file() and not resume:
         raise Es2Error(f"{folder} holds a study already; add --resume or give another --out")
+    tuning = Tuning(trials=trials, seed=recipe.seed)
+
+    @cache  # a study that is done needs no model
+    def shared() -> Bench:
+        return _bench(recipe, prompts, defence, tuning, folder)
+
+    return search(
+        lambda *drawn: shared().run(*drawn),
+        searched_terms(defence),
+        {**vars(defence), "lr": recipe.train.lr},
+        tuning,
+        folder,
+    )
+
+
+def _bench(
+    recipe: Recipe, prompts: Prompts, defence: Defence, tuning: Tuning, folder: Path
+) -> Bench:
+    """What all trials of a study share."""
     experiment = Experiment(recipe, RunFolder(folder, dump(recipe)), prompts)
     base = experiment.base
     chosen = (
@@ -39,8 +60,7 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
         if recipe.layers
         else choose(survey(experiment.base_states))
     )
-    tuning = Tuning(trials=trials, seed=recipe.seed)
-    shared = bench(
+    return bench(
         base,
         load(recipe.model, dtype=experiment.dtype),
         prompts.fit,
@@ -54,7 +74,6 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
         tuning.trying,
         folder,
     )
-    return search(shared.run, searched_terms(defence), tuning, folder)
 
 
 def picked(trials: Sequence[Trial], number: int | None) -> Trial:

@@ -26,6 +26,7 @@ from es2.pipeline.capability import Asking
 from es2.pipeline.evaluate import Evaluation
 from es2.pipeline.experiment import Prompts
 from es2.pipeline.harden import Guard
+from es2.pipeline.trial import Trying
 
 CALIBRATION = (24, 48)
 """Prompts that the judge is calibrated on, and tokens of an answer."""
@@ -179,6 +180,21 @@ def hardening(defence: Defence, settings: TrainSettings, guard: Guard, counting:
     # Training all weights keeps a copy of the model to validate against.
     whole = settings.rank == 0 and settings.validate_every > 0
     return Stage(f"harden: {defence.name}", work, 1 + whole, settings)
+
+
+def tuning(recipe: Recipe, trials: int, counting: Counting) -> Stage:
+    """A study: each trial trains, and is attacked and asked on validation prompts."""
+    defence, trying = make_defence(recipe.defence), Trying()
+    one = hardening(defence, recipe.train, recipe.guard, counting).work
+    lengths, rows, own = counting.lengths, counting.rows, counting.lengths.own
+    for attack in trying.attacks:
+        one += expected_work(attack, lengths, trying.prompts, rows)
+        answers = trying.prompts * len(attack.settings())
+        one += counting.judged(answers, own, trying.tokens)
+    # Refusals of harmless and borderline prompts, and drift along the base's answers.
+    one += answering(2 * trying.prompts, own, trying.tokens, rows, lengths.head)
+    one += reading(trying.prompts, own + trying.tokens, rows, lengths.head)
+    return Stage(f"tune: {defence.name}", one.times(trials), 2, recipe.train)
 
 
 def drifting(prompts: Sequence[Prompt], new: int, counting: Counting) -> Work:

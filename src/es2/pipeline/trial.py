@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from es2.attacks import Direct, Prefill, Scav, Victim
+from es2.attacks import Attack, Direct, Prefill, Scav, Victim
 from es2.capability.drift import drift
 from es2.data.fitting import FitPrompts, spread
 from es2.data.sources import Prompt
@@ -52,6 +52,15 @@ class Trying:
     prompts: int = 32
     tokens: int = 32
     p0: tuple[float, ...] = (1e-3, 1e-4, 1e-5)
+
+    @property
+    def attacks(self) -> tuple[Attack, ...]:
+        """The cheap ones that a trial has to withstand."""
+        return (
+            Direct(max_new_tokens=self.tokens),
+            Prefill(max_new_tokens=self.tokens),
+            Scav(p0=self.p0, max_new_tokens=self.tokens),
+        )
 
 
 @dataclass(frozen=True)
@@ -140,12 +149,7 @@ class Bench:
         trying = self.trying
         victim = Victim(self.tuned, self.probe_fit, read_states, self.base)
         found: dict[str, float] = {}
-        cheap = (
-            Direct(max_new_tokens=trying.tokens),
-            Prefill(max_new_tokens=trying.tokens),
-            Scav(p0=trying.p0, max_new_tokens=trying.tokens),
-        )
-        for attack in cheap:
+        for attack in trying.attacks:
             total = len(self.harmful) * len(attack.settings())
             with bar(f"{attack.name} on the trial", total) as advance:
                 for attempts in attack.run(victim, self.harmful, progress=advance):

@@ -48,6 +48,7 @@ class Tuning:
 def search(
     one: Callable[[int, dict[str, float], dict[str, float]], Trial],
     terms: Mapping[str, Range],
+    first: Mapping[str, Any],
     tuning: Tuning,
     out: Path,
 ) -> list[Trial]:
@@ -56,6 +57,8 @@ def search(
     Args:
         one: runs a trial; raises `Broken` for one that is to be pruned.
         terms: where the loss's settings are looked for, see `searched_terms`.
+        first: settings that are tried first, those that would be trained with unsearched; they are
+            brought within their ranges.
         tuning: how long to look.
         out: the study's folder.
 
@@ -78,6 +81,13 @@ def search(
         load_if_exists=True,
     )
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+
+    ranges = {**terms, **TRAINING}
+    if not study.trials:
+        known = {name: first[name] for name in ranges if name in first}
+        study.enqueue_trial(
+            {n: min(max(v, ranges[n].low), ranges[n].high) for n, v in known.items()}
+        )
 
     def objective(trial: Any) -> tuple[float, float, float]:
         drawn = {

@@ -67,7 +67,7 @@ NOTE = RunFolder.note
 KILLS: dict[str, tuple[Any, str, Callable[[], Strike]]] = {
     "choosing layers": (stages, "choose", lambda: at_call(1)),
     "recording the base": (separation, "record", lambda: at_call(1)),
-    "the third step": (harden, "_note", lambda: at_call(3, lambda *_: "")),
+    "the third step": (harden, "note", lambda: at_call(3, lambda *_: "")),
     "saving the adapter": (harden, "save_adapter", lambda: at_call(1)),
     "noting the end of training": (RunFolder, "note", lambda: note_of_the_end),
     "projecting embeddings": (stages, "project", lambda: at_call(2, stages.project)),

@@ -38,7 +38,7 @@ from es2.defences.inner_reference import (
     Texts,
     before_and_now,
     drift,
-    expected_texts,
+    expected_bending,
     layers_at,
     likeness,
     places,
@@ -46,7 +46,7 @@ from es2.defences.inner_reference import (
 )
 from es2.defences.trainer import TrainSettings, batch_indices, frozen_copy
 from es2.models.loading import ChatModel
-from es2.models.work import Lengths, Work, reading, training
+from es2.models.work import Lengths, Work
 
 
 @DEFENCES.register
@@ -93,14 +93,11 @@ class CircuitBreakers:
     def expected(
         self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
     ) -> Work:
-        """Writing the texts, then steps in which both models read a batch of either kind."""
-        written, own = expected_texts(
+        """As `expected_bending` has it."""
+        return expected_bending(
             settings, lengths, harmful, harmless, rows,
             self.response_tokens, self.opening, self.refusals,
         )  # fmt: skip
-        batch = sum(min(settings.batch_size, count) for count in (harmful, harmless))
-        before = reading(batch, own, rows, lengths.head).times(settings.steps)
-        return written + before + training(settings.steps, batch, own, 0, lengths.head)
 
     def prepare(self, material: Material) -> Rerouting:
         """Has the model write the texts, and picks the layers."""

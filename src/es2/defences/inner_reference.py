@@ -23,7 +23,7 @@ from es2.defences.trainer import TrainSettings, adapter_off
 from es2.models.forward import Forward, forward
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
-from es2.models.work import Lengths, Work, answering
+from es2.models.work import Lengths, Work, answering, reading, training
 from es2.progress import bar
 from es2.separation.layers import check_layers
 
@@ -128,7 +128,7 @@ def texts_to_train_on(
     return unsafe, answered + declined.subset(material.telling(declined.responses(), refused=True))
 
 
-def expected_texts(
+def expected_bending(
     settings: TrainSettings,
     lengths: Lengths,
     harmful: int,
@@ -137,8 +137,9 @@ def expected_texts(
     tokens: int,
     opening: str,
     refusals: float,
-) -> tuple[Work, float]:
-    """What writing the texts takes at most, and the tokens of a text that are its own.
+    scored: float = 0.0,
+) -> Work:
+    """Writing the texts, then steps in which both models read a batch of either kind; at most.
 
     Args:
         settings: of the training loop.
@@ -149,14 +150,17 @@ def expected_texts(
         tokens: see `texts_to_train_on`, as for the next two.
         opening: the same.
         refusals: the same.
+        scored: share of a batch's tokens whose logits the loss reads.
     """
     bad, good = (seen_count(settings, count) for count in (harmful, harmless))
-    begun = lengths.own + lengths.count(opening)
-    written = answering(bad, begun, tokens, rows, lengths.head)
-    written += answering(good, lengths.own, tokens, rows, lengths.head)
-    declined = min(harmful, round(refusals * good))
-    written += answering(declined, lengths.own, tokens, rows, lengths.head)
-    return written, lengths.own + tokens
+    own, head = lengths.own, lengths.head
+    work = answering(bad, own + lengths.count(opening), tokens, rows, head)
+    work += answering(good, own, tokens, rows, head)
+    work += answering(min(harmful, round(refusals * good)), own, tokens, rows, head)
+    batch = sum(min(settings.batch_size, count) for count in (harmful, harmless))
+    text = own + tokens
+    work += reading(batch, text, rows, head).times(settings.steps)
+    return work + training(settings.steps, batch, text, scored * batch * text, head)
 
 
 def layers_at(depth: int, given: Sequence[int] | None, shares: Iterable[float]) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ from es2.defences.inner_reference import (
     Texts,
     before_and_now,
     drift,
-    expected_texts,
+    expected_bending,
     layers_at,
     places,
     texts_to_train_on,
@@ -52,7 +52,7 @@ from es2.defences.trainer import TrainSettings, batch_indices, frozen_copy
 from es2.models.blocks import logits
 from es2.models.forward import Forward
 from es2.models.loading import ChatModel
-from es2.models.work import Lengths, Work, reading, training
+from es2.models.work import Lengths, Work
 
 
 @DEFENCES.register
@@ -107,16 +107,11 @@ class RepBend:
     def expected(
         self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
     ) -> Work:
-        """Writing the texts, then steps in which both models read a batch of either kind."""
-        written, own = expected_texts(
+        """As `expected_bending` has it."""
+        return expected_bending(
             settings, lengths, harmful, harmless, rows,
-            self.response_tokens, self.opening, self.refusals,
+            self.response_tokens, self.opening, self.refusals, scored=0.5,
         )  # fmt: skip
-        batch = sum(min(settings.batch_size, count) for count in (harmful, harmless))
-        before = reading(batch, own, rows, lengths.head).times(settings.steps)
-        return (
-            written + before + training(settings.steps, batch, own, batch / 2 * own, lengths.head)
-        )
 
     def prepare(self, material: Material) -> Bending:
         """Has the model write the texts, and picks the layers."""

@@ -48,6 +48,8 @@ PALETTE = {
     "complied": "#e0652a",
 }
 _WIDTH, _HEIGHT = 3.0, 2.05
+_SMALL = 6.5
+"""Points of print of a name beside a point."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "es2",
@@ -254,7 +256,8 @@ def trade_off(
         )
         for model, cost, safety in points.values():
             _line(axes, [(100 * cost, 100 * safety)], known[model], markers=True)
-        _name_points(axes, {one: (100 * x, 100 * y) for one, (_, x, y) in points.items()})
+        named = {one: (100 * x, 100 * y) for one, (_, x, y) in points.items()}
+        _name_points(axes, named, 72 * 1.5 * _WIDTH, 72 * 1.1 * _HEIGHT)
         axes.set_ylim(-3, 103)
         axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
         axes.set_xlim(left=0)
@@ -262,25 +265,41 @@ def trade_off(
         return _svg(figure, label)
 
 
-def _name_points(axes: Axes, points: Mapping[str, Point]) -> None:
-    """Names beside points; right of a point, but left where that would leave the figure."""
-    far = max(x for x, _ in points.values())
-    taken: list[Point] = []
-    for label, (x, y) in sorted(points.items(), key=lambda item: item[1]):
-        left = x > 0.7 * far
-        # Names of points at nearly the same height go below the one that is there.
-        crowd = sum(abs(y - other) < 4 and abs(x - there) < 0.3 * far for there, other in taken)
-        taken.append((x, y))
+def _name_points(axes: Axes, points: Mapping[str, Point], width: float, height: float) -> None:
+    """Names beside points: right or left of each, where neither point nor name is yet.
+
+    Args:
+        axes: to write on, which show x from 0 to the greatest and y from 0 to 100.
+        points: by name.
+        width: of the axes, in points of print.
+        height: the same.
+    """
+    far = max(x for x, _ in points.values()) or 1.0
+    places = {key: (x / far * width, y / 100 * height) for key, (x, y) in points.items()}
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places.values()]
+    for key, (x, y) in sorted(places.items(), key=lambda item: item[1]):
+        long = 0.55 * _SMALL * len(name(key))
+        boxes = [
+            (start, y + up - 3, start + long, y + up + 3)
+            for up in (0, 7, -7, 14, -14, 21, -21)
+            for start in (x + 5, x - 5 - long)
+        ]
+        free = [box for box in boxes if not any(_overlap(box, other) for other in taken)]
+        box = next((one for one in free if one[0] > 0 and one[2] < width), boxes[0])
+        taken.append(box)
         axes.annotate(
-            name(label),
-            (x, y),
-            xytext=(-5 if left else 5, -2.5 - 7 * crowd),
+            name(key),
+            points[key],
+            xytext=(box[0] - x, box[1] - y + 0.5),
             textcoords="offset points",
-            ha="right" if left else "left",
             color=PALETTE["muted"],
-            fontsize=6.5,
+            fontsize=_SMALL,
             annotation_clip=False,
         )
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _ends(found: Sequence[tuple[float, Rate]]) -> tuple[list[float], list[float]]:

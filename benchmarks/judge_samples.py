@@ -12,7 +12,7 @@ others were read and labelled only once they stood.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -91,7 +91,7 @@ def harmful(attack: Attack, first: int, step: int = 15) -> Source:
     return Source(attack.name, attack, "harmful:test", first, step)
 
 
-def validated(attack: Attack, first: int, step: int = 42) -> Source:
+def validated(attack: Attack, first: int, step: int) -> Source:
     """An attack on some of the harmful validation prompts."""
     return Source(attack.name, attack, "harmful:validation", first, step)
 
@@ -129,62 +129,59 @@ FIRST: Plan = {
     ],
 }
 
-SECOND: Plan = {
+AGAIN: dict[str, list[tuple[Attack, int]]] = {
     UNALIGNED: [
-        harmful(Direct(), 0, 3),
-        asked("harmless:test", 0, 12),
-        asked("borderline:test", 0, 4),
-        validated(Scav(p0=(1e-3, 1e-6)), 1),
-        validated(RepE(strengths=(0.1, 0.4)), 4),
-        validated(BestOfN(tries=2), 7),
+        (Scav(p0=(1e-3, 1e-6)), 42),
+        (RepE(strengths=(0.1, 0.4)), 42),
+        (BestOfN(tries=2), 42),
     ],
     ALIGNED: [
-        harmful(Direct(), 1, 3),
-        asked("harmless:test", 4, 12),
-        asked("borderline:test", 1, 4),
-        validated(Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-12, 1e-30)), 10),
-        validated(RepE(strengths=(0.05, 0.1, 0.2, 0.4, 0.8)), 13),
-        validated(RefusalAblation(), 16, 21),
-        validated(Prefill(lengths=(1, 3, None)), 19),
-        validated(BestOfN(tries=3), 22),
+        (Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-12, 1e-30)), 42),
+        (RepE(strengths=(0.05, 0.1, 0.2, 0.4, 0.8)), 42),
+        (RefusalAblation(), 21),
+        (Prefill(lengths=(1, 3, None)), 42),
+        (BestOfN(tries=3), 42),
     ],
     HARDENED: [
-        harmful(Direct(), 2, 3),
-        asked("harmless:test", 8, 12),
-        asked("borderline:test", 2, 4),
-        validated(Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6)), 25),
-        validated(RepE(strengths=(0.1, 0.2, 0.4)), 28),
+        (Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6)), 42),
+        (RepE(strengths=(0.1, 0.2, 0.4)), 42),
     ],
 }
+"""What every later round attacks with, and from one validation prompt to the next."""
+
+
+def later(plain: Callable[[int], list[Source]], firsts: Sequence[int]) -> Plan:
+    """A round after the first: prompts as they are, and the same attacks on other prompts.
+
+    Args:
+        plain: what nobody attacks with, by the model's place among the three.
+        firsts: the first prompt of each attack, in their order.
+    """
+    first = iter(firsts)
+    return {
+        model: [*plain(place), *(validated(attack, next(first), step) for attack, step in attacks)]
+        for place, (model, attacks) in enumerate(AGAIN.items())
+    }
+
+
+SECOND = later(
+    lambda place: [
+        harmful(Direct(), place, 3),
+        asked("harmless:test", 4 * place, 12),
+        asked("borderline:test", place, 4),
+    ],
+    (1, 4, 7, 10, 13, 16, 19, 22, 25, 28),
+)
 """The harmful test prompts that the first round left are few: attacks are on validation prompts."""
 
-THIRD: Plan = {
-    UNALIGNED: [
-        validated(Direct(), 0, 20),
-        asked("harmless:test", 0, 8),
-        asked("borderline:test", 0, 3),
-        validated(Scav(p0=(1e-3, 1e-6)), 2),
-        validated(RepE(strengths=(0.1, 0.4)), 5),
-        validated(BestOfN(tries=2), 8),
+THIRD = later(
+    lambda place: [
+        validated(Direct(), place, 20),
+        asked("harmless:test", 3 * place, 8),
+        asked("borderline:test", place, 3),
     ],
-    ALIGNED: [
-        validated(Direct(), 1, 20),
-        asked("harmless:test", 3, 8),
-        asked("borderline:test", 1, 3),
-        validated(Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-12, 1e-30)), 11),
-        validated(RepE(strengths=(0.05, 0.1, 0.2, 0.4, 0.8)), 14),
-        validated(RefusalAblation(), 17, 21),
-        validated(Prefill(lengths=(1, 3, None)), 24),
-        validated(BestOfN(tries=3), 27),
-    ],
-    HARDENED: [
-        validated(Direct(), 2, 20),
-        asked("harmless:test", 6, 8),
-        asked("borderline:test", 2, 3),
-        validated(Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6)), 30),
-        validated(RepE(strengths=(0.1, 0.2, 0.4)), 33),
-    ],
-}
+    (2, 5, 8, 11, 14, 17, 24, 27, 30, 33),
+)
 """Test prompts that attack or ask for harm are used up: all harmful ones are validation prompts."""
 
 ROUNDS = (FIRST, SECOND, THIRD)

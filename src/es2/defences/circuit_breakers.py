@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,7 +41,6 @@ from es2.defences.inner_reference import (
     drift,
     expected_bending,
     layers_at,
-    likeness,
     places,
     texts_to_train_on,
 )
@@ -153,7 +153,13 @@ class Rerouting:
         before, now = before_and_now(chat, self.base, bad.rows + good.rows, held, stop=True)
         head = chat.template.head
         turned = places(bad.rows, [head] * len(bad))
-        reroute = likeness(before, now, self.layers, turned)
+        cosines = [
+            torch.cosine_similarity(
+                turned.of(now, now.states[n]), turned.of(before, before.states[n]), dim=-1
+            )
+            for n in self.layers
+        ]
+        reroute = torch.stack(cosines).relu().mean()
         retain = drift(before, now, held, places(good.rows, [head] * len(good), len(bad)))
         turn, hold = self.weights(step)
         metrics = {"reroute": float(reroute.detach()), "retain": float(retain.detach())}

@@ -158,7 +158,7 @@ class Es2:
             self.base_distances(material),
             refusal_start(refusals),
             self.behind_starts(chat, harmful, harmless),
-            harmful_answers(material, self.scramble_tokens) if self.scramble else None,
+            self.along_answers(material),
         )
 
     def base_distances(self, material: Material) -> dict[int, float]:
@@ -184,6 +184,10 @@ class Es2:
             raise Es2Error(f"{self.name}: after_start keeps a refusal; set response_tokens above 0")
         with bar("recording the base model behind openings", len(harmless)) as done:
             return record_starts(chat, harmful, harmless, done)
+
+    def along_answers(self, material: Material) -> Scrambled | None:
+        """Harmful answers and the goal of their states; None if they are not wanted."""
+        return harmful_answers(material, self.scramble_tokens) if self.scramble else None
 
 
 @DEFENCES.register

@@ -20,7 +20,6 @@ from es2.defences.es2 import Es2, Separation, told
 from es2.defences.reference import Reference, record
 from es2.defences.responses import read_responses
 from es2.defences.safety_sft import REFUSAL
-from es2.defences.scrambled import harmful_answers
 from es2.defences.trainer import TrainSettings
 from es2.models.forward import Forward
 from es2.models.loading import ChatModel
@@ -71,7 +70,7 @@ class Es2SafetySft(Es2):
             self.base_distances(material),
             said[0],
             self.behind_starts(chat, harmful, harmless),
-            harmful_answers(material, self.scramble_tokens) if self.scramble else None,
+            self.along_answers(material),
         )
 
 

@@ -236,19 +236,6 @@ def places(rows: Sequence[Sequence[int]], starts: Sequence[int], shift: int = 0)
     )
 
 
-def likeness(
-    before: Forward, now: Forward, layers: Iterable[int], where: Places
-) -> Float[Tensor, ""]:
-    """Mean cosine between states and the base's, where it is above 0, over layers and positions."""
-    cosines = [
-        torch.cosine_similarity(
-            where.of(now, now.states[n]), where.of(before, before.states[n]), dim=-1
-        )
-        for n in layers
-    ]
-    return torch.stack(cosines).relu().mean()
-
-
 def drift(before: Forward, now: Forward, layers: Iterable[int], where: Places) -> Float[Tensor, ""]:
     """Mean L2 distance of states from the base's, over layers and positions; 0 if there are none."""
     moved = [

@@ -26,7 +26,7 @@ from es2.pipeline.search import picked, tuned, with_trial
 from es2.progress import console
 from es2.report.build import build
 from es2.results.capability import ANSWERS, CAPABILITY, CapabilityResults, benchmarks
-from es2.results.comparison import COMPARISON, Member, Members
+from es2.results.comparison import COMPARISON, Member, Members, without_seed
 from es2.results.margin import margins
 from es2.results.over_refusal import over_refusal
 from es2.results.store import (
@@ -106,7 +106,7 @@ def run_members(
 
 def _tuned(recipe: Recipe, label: str, out: Path, trials: int) -> Recipe:
     """The recipe with settings searched for; training seeds of a defence share the search."""
-    study = out / TUNED / label.partition("@")[0]
+    study = out / TUNED / without_seed(label)
     study.mkdir(parents=True, exist_ok=True)
     with FileLock(study / ".lock"):
         found = tuned(recipe, load_all(recipe), study, trials, resume=True)

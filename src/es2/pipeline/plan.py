@@ -29,6 +29,7 @@ from es2.pipeline.stages import (
     total,
     tuning,
 )
+from es2.results.comparison import without_seed
 
 ROWS = 128
 """Of a batch without gradient on an accelerator, as `load` has it."""
@@ -242,9 +243,12 @@ def plan(wanted: Recipe | Comparison, gpu: str = "h100", devices: int = 1) -> Pl
     first = load_all(next(iter(members.values())), load)
     lengths, counted = lengths_of(common.model, first.harmful.test)
     counting = Counting(first, lengths, ROWS, note, load)
+    tuned: set[str] = set()
     for member, recipe in members.items():
         stages = run_stages(recipe, counting)
-        if isinstance(wanted, Comparison) and wanted.tune and _first_seed(member, members):
+        name = without_seed(member)
+        if isinstance(wanted, Comparison) and wanted.tune and recipe.defence and name not in tuned:
+            tuned.add(name)  # its other seeds share the study
             stages.insert(0, tuning(recipe, wanted.tune, counting))
         if isinstance(wanted, Comparison) and wanted.evaluate is not None:
             stages += evaluation_stages(recipe, wanted.evaluate, counting)
@@ -255,14 +259,6 @@ def plan(wanted: Recipe | Comparison, gpu: str = "h100", devices: int = 1) -> Pl
         if text is not None
     ]
     return Plan(shape, device, devices, 8 * size, lengths, counted, rows, list(notes), warnings)
-
-
-def _first_seed(member: str, members: Mapping[str, Recipe]) -> bool:
-    """Whether a member is its defence's first: the others share its study."""
-    name = member.partition("@")[0]
-    return bool(members[member].defence) and member == next(
-        label for label in members if label.partition("@")[0] == name
-    )
 
 
 def _row(member: str, stage: Stage, shape: Shape, gpu: Gpu, size: int) -> Row:

@@ -23,7 +23,7 @@ WHOLE = (
     *("config.yaml", "run.json", "layers.json", "embeddings.json", "metrics.jsonl", "drift.json"),
     *(RESULTS, COMPARISON, MARGIN, "over_refusal.json", "judges.json", CAPABILITY, ANSWERS),
 )
-"""Files that hold no text of prompts or answers."""
+"""Files without a prompt or an answer to one; of capability's questions they hold the choice."""
 
 STRIPPED = (ATTEMPTS, f"over_refusal/{ATTEMPTS}", f"margin/{ATTEMPTS}")
 

@@ -42,13 +42,14 @@ def build(run: Path) -> Path:
     """
     path = run / REPORT
     folder = read_run(run)
-    write_page(path, render(folder, title=run.resolve().name))
-    if (found := contest(folder)) and found.figure:
+    found = contest(folder)
+    write_page(path, render(folder, found, title=run.resolve().name))
+    if found and found.figure:
         write_text(run / FRONTIER, standalone(found.figure.panels[0].svg))
     return path
 
 
-def render(folder: RunFolder, title: str) -> str:
+def render(folder: RunFolder, found: Contest | None, title: str) -> str:
     """The page as HTML; everything that comes from the run is escaped."""
     pages = environment()
     results = folder.results
@@ -84,7 +85,7 @@ def render(folder: RunFolder, title: str) -> str:
         key_figures=[]
         if folder.members
         else [*margin_figures(folder.margin), *key_figures(results)],
-        contest=contest(folder),
+        contest=found,
         margin=margin.figure(folder.margin) if folder.margin else None,
         margin_finding=margin.sentence(folder.margin) if folder.margin else "",
         refusal_rows=refusal_sets(folder.refusal),

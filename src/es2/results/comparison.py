@@ -47,6 +47,11 @@ class Members(Record):
     members: dict[str, Member] = Field(default_factory=dict)
 
 
+def without_seed(label: str) -> str:
+    """The defence's name in a comparison, of which a member that is one of several is `NAME@SEED`."""
+    return label.partition("@")[0]
+
+
 @dataclass(frozen=True)
 class Row:
     """One model in the table.
@@ -75,7 +80,7 @@ class Row:
     @property
     def name(self) -> str:
         """Without the seed."""
-        return self.label.partition("@")[0]
+        return without_seed(self.label)
 
 
 def rows(

@@ -96,7 +96,7 @@ SHORT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [*((name, {}) for name in SHORT), ("es2", {"after_start": 1.0, "scramble": 1.0})],
+    [*((name, {}) for name in SHORT), ("es2", {"suffixed": 1.0, "scramble": 1.0})],
 )
 def test_a_defence_takes_about_the_tokens_expected(
     name: str, more: dict[str, Any], tiny: Callable[[str], ChatModel], tmp_path: Path

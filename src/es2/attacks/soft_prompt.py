@@ -292,6 +292,30 @@ def placed(vectors: Float[Tensor, "n tokens d"], tail: int) -> Edit:
     return change
 
 
+def in_columns(
+    vectors: Float[Tensor, "n tokens d"], firsts: Sequence[int], longest: int | None
+) -> Edit:
+    """The vectors put into a pass's right-padded rows, each suffix where its row has room for it.
+
+    Args:
+        vectors: a suffix for each row; they may have gradient.
+        firsts: where in each row its suffix starts.
+        longest: tokens of the longest row, counted as `firsts` are; None where they count from where
+            the pass's own tokens start, and not from a prefix that it is without.
+    """
+    rows = torch.arange(len(firsts), device=vectors.device)[:, None]
+    places = torch.tensor(firsts, device=vectors.device)[:, None]
+    places = places + torch.arange(vectors.shape[1], device=vectors.device)
+
+    def change(stream: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
+        changed = stream.clone()
+        missing = 0 if longest is None else longest - stream.shape[1]
+        changed[rows, places - missing] = vectors.to(stream.dtype)
+        return changed
+
+    return change
+
+
 def gradients(
     chat: ChatModel,
     heads: Sequence[Sequence[int]],
@@ -337,16 +361,10 @@ def _gradients(
     if held is not None:  # what stands before a suffix is the same at every step
         before = [head[:first] for head, first in zip(heads, firsts, strict=True)]
         starts = held.starts(chat, before, longest)
-    columns = torch.tensor(firsts, device=free.device)[:, None]
-    columns = columns + torch.arange(tokens, device=free.device)
-    index = torch.arange(len(heads), device=free.device)[:, None]
-
-    def change(stream: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
-        changed = stream.clone()
-        read = columns[:, :1] if starts is not None else longest - stream.shape[1]
-        changed[index, columns - read] = free.to(stream.dtype)
-        return changed
-
+    if starts is None:
+        change = in_columns(free, firsts, longest)
+    else:  # each row's own tokens start with its suffix
+        change = in_columns(free, [0] * len(heads), None)
     with torch.enable_grad():
         found = read_targets(
             chat, heads, targets, {0: change}, min(firsts), loss, held=held, starts=starts

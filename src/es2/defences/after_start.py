@@ -89,17 +89,31 @@ def record_starts(
     """
     openings = [chat.template.encode_response(text) for text in OPENINGS]
 
-    def begun(reference: Reference) -> list[list[int]]:
-        pairs = zip(reference.rows, reference.firsts, cycle(openings))
-        return [[*row[: first + 1], *opening] for row, first, opening in pairs]
-
     refused = [
-        ([*start, *_behind_words(chat, row[first + 1 :])], len(start))
-        for start, row, first in zip(begun(harmful), harmful.rows, harmful.firsts, strict=True)
+        begun(chat, row, first, opening)
+        for row, first, opening in zip(harmful.rows, harmful.firsts, cycle(openings))
     ]
-    rows = begun(harmless)
+    rows = [
+        [*row[: first + 1], *opening]
+        for row, first, opening in zip(harmless.rows, harmless.firsts, cycle(openings))
+    ]
     ends = [len(row) - 1 for row in rows]
     return AfterStart(refused, record_rows(chat, rows, ends, ends, progress))
+
+
+def begun(
+    chat: ChatModel, row: Sequence[int], first: int, opening: Sequence[int]
+) -> tuple[list[int], int]:
+    """A row whose refusal stands behind an opening, and where it starts.
+
+    Args:
+        chat: the model.
+        row: token ids of a templated prompt and its refusal.
+        first: the last prompt position.
+        opening: token ids; none leaves the row as it is.
+    """
+    start, refusal = [*row[: first + 1], *opening], list(row[first + 1 :])
+    return [*start, *(_behind_words(chat, refusal) if opening else refusal)], len(start)
 
 
 def _behind_words(chat: ChatModel, refusal: list[int]) -> list[int]:

@@ -21,6 +21,7 @@ from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
 from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.scrambled import Scrambled, harmful_answers
+from es2.defences.suffixed import TOKENS, Suffixed, record_suffixed
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
 from es2.defences.under_attack import Batch, ablated, moved
 from es2.errors import Es2Error
@@ -62,6 +63,9 @@ class Es2:
             projected out at every layer (Yu et al., arXiv 2409.20089).
         after_start: weight of the same at the end of an affirmative opening of the response: the
             refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
+        suffixed: weight of the refusal's cross-entropy behind a suffix of free vectors, searched anew
+            in every step for half the batch's harmful rows.
+        suffix_steps: of that search.
         scramble: weight that pulls the states along harmful answers, which the base was made to begin,
             to one random vector: who complies all the same goes on with noise.
         scramble_tokens: length of those answers.
@@ -87,6 +91,8 @@ class Es2:
     reach: float = 1.5
     ablated: float = 0.0
     after_start: float = 1.0
+    suffixed: float = 0.0
+    suffix_steps: int = 6
     scramble: float = 0.0
     scramble_tokens: int = 32
 
@@ -101,6 +107,8 @@ class Es2:
         "ablated": 0,
         "response_distance": 0,
         "after_start": 0,
+        "suffixed": 0,
+        "suffix_steps": 1,
         "scramble": 0,
         "scramble_tokens": 1,
     }
@@ -130,6 +138,12 @@ class Es2:
         if self.after_start:
             recorded += reading(counts[1], lengths.own, rows, lengths.head)
             batch, scored = batch + bad + good, scored + bad * new + good
+        if self.suffixed:
+            half, behind = (bad + 1) / 2, TOKENS + lengths.tail + lengths.target
+            batch, scored = batch + half * (row + TOKENS) / row, scored + half * new
+            recorded += reading(settings.steps * half, lengths.prompt, rows, lengths.head)
+            climbs = settings.steps * self.suffix_steps
+            recorded += training(climbs, half, behind, half * lengths.target)
         if self.scramble:
             added = self.scramble_tokens
             recorded += answering(counts[0], lengths.own, added, rows, lengths.head)
@@ -159,6 +173,7 @@ class Es2:
             refusal_start(refusals),
             self.behind_starts(chat, harmful, harmless),
             self.along_answers(material),
+            self.behind_suffixes(chat, harmful),
         )
 
     def base_distances(self, material: Material) -> dict[int, float]:
@@ -180,10 +195,24 @@ class Es2:
         """
         if not self.after_start:
             return None
-        if not self.response_tokens:
-            raise Es2Error(f"{self.name}: after_start keeps a refusal; set response_tokens above 0")
+        self._needs_refusals("after_start")
         with bar("recording the base model behind openings", len(harmless)) as done:
             return record_starts(chat, harmful, harmless, done)
+
+    def behind_suffixes(self, chat: ChatModel, harmful: Reference) -> Suffixed | None:
+        """Harmful rows with room for free vectors; None if they are not wanted.
+
+        Raises:
+            Es2Error: if they are wanted and no refusals are recorded.
+        """
+        if not self.suffixed:
+            return None
+        self._needs_refusals("suffixed")
+        return record_suffixed(chat, harmful)
+
+    def _needs_refusals(self, wanted: str) -> None:
+        if not self.response_tokens:
+            raise Es2Error(f"{self.name}: {wanted} keeps a refusal; set response_tokens above 0")
 
     def along_answers(self, material: Material) -> Scrambled | None:
         """Harmful answers and the goal of their states; None if they are not wanted."""
@@ -233,6 +262,7 @@ class Separation:
         refusal: the first token of the base's refusals, where they are known.
         after: the same prompts behind affirmative openings; None where they are not wanted.
         scrambled: harmful answers; None likewise.
+        suffixed: harmful prompts with room for free vectors; None likewise.
     """
 
     holds: ClassVar[str] = "kl"
@@ -247,6 +277,7 @@ class Separation:
     refusal: int | None = None
     after: AfterStart | None = None
     scrambled: Scrambled | None = None
+    suffixed: Suffixed | None = None
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """One forward pass for both classes: distances at the layers, KL from final states.
@@ -300,6 +331,10 @@ class Separation:
         if self.after is not None:
             behind, more = self._behind_start(self.after, chat, bad, good)
             total, metrics = total + terms.after_start * behind, metrics | more
+        if self.suffixed is not None:
+            half = bad[: (len(bad) + 1) // 2]
+            kept, more = self.suffixed.loss(chat, half, terms.suffix_steps, seeded(seed + 3, step))
+            total, metrics = total + terms.suffixed * kept, metrics | more
         if self.scrambled is not None:
             left = self.scrambled.loss(chat, size, step, seed)
             metrics["scramble"] = float(left.detach())

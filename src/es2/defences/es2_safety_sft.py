@@ -71,6 +71,7 @@ class Es2SafetySft(Es2):
             said[0],
             self.behind_starts(chat, harmful, harmless),
             self.along_answers(material),
+            self.behind_suffixes(chat, harmful),
         )
 
 

@@ -1,7 +1,8 @@
-"""Where progress goes: standard error, so that standard output holds results only."""
+"""Where progress goes, standard error, and where results go, standard output."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,21 @@ from rich.progress import (
 )
 
 console = Console(stderr=True)
+
+_ROOM = 200
+"""Columns of what is not a terminal: a table in a file keeps its words whole."""
+
+
+def output(highlight: bool = False) -> Console:
+    """Standard output, for results.
+
+    Args:
+        highlight: numbers in the text are coloured.
+    """
+    terminal = Console(highlight=highlight)
+    if terminal.is_terminal or "COLUMNS" in os.environ:
+        return terminal
+    return Console(highlight=highlight, width=_ROOM)
 
 
 @contextmanager

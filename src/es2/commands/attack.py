@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from es2.attacks import Victim
 from es2.commands.options import Dtype, PromptOptions, load_model, named_values
@@ -20,6 +19,7 @@ from es2.pipeline.asked import noted
 from es2.pipeline.attack import attack_model, fitted_on, judge_of, label
 from es2.pipeline.leaks import check_leaks, note
 from es2.pipeline.trained_on import trained_on
+from es2.progress import output
 from es2.report.table import table
 from es2.results.store import read_attempts, write_json
 from es2.results.summary import summarise
@@ -106,7 +106,7 @@ def attack(
     if json:
         print(jsonlib.dumps(plain))
     else:
-        Console().print(table(plain))
+        output().print(table(plain))
 
 
 def main(argv: list[str]) -> None:

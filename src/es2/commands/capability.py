@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from es2.capability.lm_eval import harness_version, load_tasks
@@ -17,6 +16,7 @@ from es2.data.questions import fingerprints, own_questions
 from es2.errors import Es2Error
 from es2.models.loading import adapter_base
 from es2.pipeline.capability import Asking, measure_capability
+from es2.progress import output
 from es2.report.formats import NONE, difference, interval
 from es2.results.capability import ANSWERS, CAPABILITY, CapabilityResults
 from es2.results.store import read_json
@@ -110,7 +110,7 @@ def _check(
 
 
 def _show(results: CapabilityResults) -> None:
-    console = Console()
+    console = output(highlight=True)
     shown = Table("benchmark", "model", "correct", "95 %", "unparsed", "chance", "n", box=None)
     for name, result in results.benchmarks.items():
         for model, score in result.models.items():

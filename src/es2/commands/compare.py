@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from es2.errors import Es2Error
 from es2.pipeline.compare import gather, gather_runs, run_members
@@ -15,6 +14,7 @@ from es2.pipeline.comparison import load_comparison
 from es2.pipeline.evaluate import Evaluation
 from es2.pipeline.plan import plan
 from es2.pipeline.plan_table import show_plan
+from es2.progress import output
 from es2.report.comparison import sentence, tables
 from es2.report.reading import read_run
 from es2.results.comparison import rows
@@ -85,7 +85,7 @@ def compare(
     run = read_run(folder)
     assert run.members is not None
     table = rows(run.members, run.results, run.refusal, run.capability, run.margin)
-    console = Console(highlight=False)
+    console = output()
     for one in tables(table):
         console.print(one)
     console.print(sentence(table), soft_wrap=True)

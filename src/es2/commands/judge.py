@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import tyro
 import yaml
-from rich.console import Console
 
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.errors import Es2Error
@@ -19,6 +18,7 @@ from es2.judges.coherence import CalibratedJudge, Limits
 from es2.judges.endpoint import Client, Endpoint
 from es2.pipeline.attack import judge_of
 from es2.pipeline.judging import judge_run
+from es2.progress import output
 from es2.report.opinions import opinions
 from es2.results.answers import AnswerFile
 from es2.results.store import ATTEMPTS, read_json
@@ -97,7 +97,7 @@ def judge(
     if json:
         print(jsonlib.dumps(found.model_dump(mode="json")))
         return
-    Console().print(opinions(found))
+    output().print(opinions(found))
 
 
 def undefended(run: Path, device: str | None) -> CalibratedJudge:

@@ -6,12 +6,12 @@ import json as jsonlib
 from dataclasses import asdict, replace
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.errors import Es2Error
 from es2.pipeline.harden import read_states
+from es2.progress import output
 from es2.separation.layers import LayerRow, choose, given, parse_layers, survey
 
 
@@ -49,7 +49,7 @@ def layers(
     if json:
         print(jsonlib.dumps({"chosen": chosen.record(), "layers": [asdict(row) for row in rows]}))
         return
-    console = Console()
+    console = output(highlight=True)
     console.print(table(rows, chosen.layers))
     console.print(f"critical layers {', '.join(map(str, chosen.layers))}: {chosen.why}")
 

@@ -6,13 +6,13 @@ import json as jsonlib
 from typing import Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from es2.attacks import ATTACKS, Attack
 from es2.config import make_attacks, make_defence
 from es2.defences import DEFENCES, Defence
 from es2.judges import JUDGES
+from es2.progress import output
 
 
 def listed(kind: Literal["attacks", "defences", "judges"], json: bool = False) -> None:
@@ -36,7 +36,7 @@ def listed(kind: Literal["attacks", "defences", "judges"], json: bool = False) -
     for attack in found:
         lines = "\n".join(f"{name}={value}" for name, value in vars(attack).items())
         table.add_row(attack.name, attack.threat, _what(attack), lines)
-    Console().print(table)
+    output().print(table)
 
 
 def _record(attack: Attack) -> dict[str, object]:
@@ -61,7 +61,7 @@ def _defences(json: bool) -> None:
     for one in found:
         lines = "\n".join(f"{name}={value}" for name, value in _settings(one).items())
         table.add_row(one.name, _first(type(one)), one.source, lines)
-    Console().print(table)
+    output().print(table)
 
 
 def _defence(one: Defence) -> dict[str, object]:
@@ -83,7 +83,7 @@ def _judges(json: bool) -> None:
     table = Table("judge", "needs", "what it does", box=None, pad_edge=False)
     for name, needs, of in rows:
         table.add_row(name, needs, _first(of))
-    Console().print(table)
+    output().print(table)
 
 
 def _what(attack: Attack) -> str:

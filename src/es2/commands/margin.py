@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from es2.attacks import Victim
 from es2.attacks.push import Push
@@ -22,6 +21,7 @@ from es2.pipeline.attack import fitted_on, judge_of
 from es2.pipeline.leaks import check_leaks
 from es2.pipeline.margin import measure_margins
 from es2.pipeline.trained_on import trained_on
+from es2.progress import output
 from es2.report.margin import margin_page, margin_table
 from es2.report.page import write_page
 from es2.results.margin import Margins
@@ -99,7 +99,7 @@ def show(swept: Margins, json: bool) -> None:
     if json:
         print(swept.model_dump_json())
     else:
-        Console().print(margin_table(swept))
+        output().print(margin_table(swept))
 
 
 def main(argv: list[str]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json as jsonlib
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.table import Table
 
 from es2.pipeline.plan import ARITHMETIC, BANDWIDTH, LAUNCH, Plan
+from es2.progress import output
 
 
 def show_plan(plan: Plan, json: bool) -> None:
@@ -21,7 +21,7 @@ def show_plan(plan: Plan, json: bool) -> None:
     if json:
         print(jsonlib.dumps(plan.record()))
         return
-    console = Console(highlight=False)
+    console = output()
     console.print(table(plan))
     for line in lines(plan):
         console.print(line, soft_wrap=True, markup=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from es2.config import Recipe, dump, make_defence
@@ -21,6 +20,7 @@ from es2.pipeline.experiment import Experiment, Prompts
 from es2.pipeline.folder import RunFolder
 from es2.pipeline.trial import Bench, Trial, bench
 from es2.pipeline.tune import STUDY, Tuning, best, pick, search
+from es2.progress import output
 from es2.separation.layers import choose, given, survey
 
 
@@ -125,4 +125,4 @@ def frontier(trials: Sequence[Trial]) -> None:
             f"{100 * one.refused:+.1f} points",
             settings,
         )
-    Console().print(table)
+    output().print(table)

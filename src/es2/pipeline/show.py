@@ -5,8 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 from pathlib import Path
 
-from rich.console import Console
-
+from es2.progress import output
 from es2.report.comparisons import comparisons, counted
 from es2.report.formats import difference, name
 from es2.report.margin import margin_table, sentence
@@ -25,7 +24,7 @@ def show(folder: Path, json: bool) -> None:
     if json:
         print((folder / "results.json").read_text(encoding="utf-8"))
         return
-    console = Console()
+    console = output(highlight=True)
     console.print(table(read_results(folder).model_dump(mode="json")))
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
@@ -48,7 +47,7 @@ def show_evaluation(folder: Path, json: bool) -> None:
         }
         print(jsonlib.dumps(parts))
         return
-    console = Console(highlight=False)
+    console = output()
     if run.margin:
         console.print(margin_table(run.margin))
         console.print(sentence(run.margin), soft_wrap=True)

@@ -39,6 +39,7 @@ FORMS = {
     "refusal margins moved": Es2(keep_margin=3.0, lean=0.5, response_tokens=2),
     "refusal under attack": Es2(resist=2.0, reach=3.0, response_tokens=3),
     "refusal without its direction": Es2(resist=2.0, ablated=1.0, response_tokens=3),
+    "refusal under pushes": Es2(resist=2.0, pushed=1.0, push=0.5, response_tokens=3),
 }
 
 
@@ -72,6 +73,7 @@ def make_case(chat: ChatModel, terms: Es2) -> Case:
 
 
 Change = Callable[[int, Tensor], Tensor]
+Centres = tuple[Tensor, Tensor]
 
 
 def one_row(
@@ -80,12 +82,16 @@ def one_row(
     """Every block's output and the full logits of one row, by the model's own forward."""
     outputs: list[Tensor] = []
 
+    def first(_module: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (change(0, args[0][0])[None], *args[1:])
+
     def hook(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> object:
         stream = output[0] if isinstance(output, tuple) else output
         outputs.append(change(len(outputs) + 1, stream[0]))
         return (outputs[-1][None], *output[1:]) if isinstance(output, tuple) else outputs[-1][None]
 
     hooks = [block.register_forward_hook(hook) for block in chat.blocks]
+    hooks.append(chat.blocks[0].register_forward_pre_hook(first))
     found = chat.model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float()
     for hook in hooks:
         hook.remove()
@@ -160,18 +166,52 @@ def slow_changes(
     return [changing(f, float(s)) for f, s in zip(firsts, shares, strict=True)]
 
 
-def slow_removals(centres: dict[int, tuple[Tensor, Tensor]], head: int, rows: int) -> list[Change]:
-    """For each harmful row, what takes the line between the centres out of every layer."""
+def slow_removals(case: Case, step: int, centres: dict[int, Centres], rows: int) -> list[Change]:
+    """For each harmful row, what takes one layer's line out of every layer and of the embeddings."""
+    depth, head = case.tuned.depth, case.tuned.template.head
+    _, place, _ = drawn(step)
+    harmful, harmless = (c.detach() for c in centres[max(1, round((0.2 + 0.6 * place) * depth))])
+    unit = (harmful - harmless) / (harmful - harmless).norm()
 
     def change(layer: int, stream: Tensor) -> Tensor:
-        harmful, harmless = (centre.detach() for centre in centres[layer])
-        if float((harmless - harmful).norm()) < 1e-4 * float(harmful.norm()):
-            return stream  # the last token does not see the prompt yet
-        unit = (harmless - harmful) / (harmless - harmful).norm()
         kept = list(stream[:head])
         return torch.stack(kept + [vector - (vector @ unit) * unit for vector in stream[head:]])
 
     return [change] * rows
+
+
+def slow_pushes(
+    case: Case, step: int, centres: dict[int, Centres], lasts: Callable[[int], list[Tensor]]
+) -> list[Change]:
+    """For each harmful row, what pushes all its tokens over a range of layers."""
+    depth, head = case.tuned.depth, case.tuned.template.head
+    _, place, width = drawn(step)
+    first = max(1, round((0.2 + 0.6 * place) * depth))
+    last = min(depth, first + round((0.2 + 0.4 * width) * depth))
+    random = torch.Generator().manual_seed(SETTINGS.seed * 1_000_003 + step)
+    sizes = case.objective.terms.push * torch.rand(SETTINGS.batch_size, generator=random)
+
+    def changing(size: float) -> Change:
+        def change(layer: int, stream: Tensor) -> Tensor:
+            if not first <= layer <= last:
+                return stream
+            harmful, harmless = (centre.detach() for centre in centres[layer])
+            apart = (harmless - harmful).norm()
+            if float(apart) < 1e-4 * float(harmful.norm()):
+                return stream  # the last token may not see the prompt yet
+            norms = [float(state.detach().norm()) for state in lasts(layer)]
+            push = size * sum(norms) / len(norms) * (harmless - harmful) / apart
+            return torch.stack([*stream[:head], *(vector + push for vector in stream[head:])])
+
+        return change
+
+    return [changing(float(size)) for size in sizes]
+
+
+def drawn(step: int) -> list[float]:
+    """The kind of attack in a step, and where it stands."""
+    random = torch.Generator().manual_seed((SETTINGS.seed + 2) * 1_000_003 + step)
+    return torch.rand(3, generator=random).tolist()
 
 
 def slow_margin_term(case: Case, good: list[int]) -> Tensor:
@@ -236,7 +276,11 @@ def slow_loss(case: Case, step: int) -> Tensor:
             for layer in range(1, case.tuned.depth + 1)
         }
         if terms.ablated:
-            changes = slow_removals(centres, case.tuned.template.head, len(bad))
+            changes = slow_removals(case, step, centres, len(bad))
+        elif terms.pushed:
+            changes = slow_pushes(
+                case, step, centres, lambda layer: at("bad", layer, 0) + at("good", layer, 0)
+            )
         else:
             between = range(min(LAYERS), max(LAYERS) + 1)
             moving = {layer: centres[layer] for layer in between}

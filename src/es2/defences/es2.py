@@ -23,7 +23,7 @@ from es2.defences.reference import Reference, kl_from, record
 from es2.defences.scrambled import Scrambled, harmful_answers
 from es2.defences.suffixed import TOKENS, Suffixed, record_suffixed
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
-from es2.defences.under_attack import Batch, ablated, moved
+from es2.defences.under_attack import Batch, ablated, line, moved, pushed
 from es2.errors import Es2Error
 from es2.models.activations import Edit
 from es2.models.blocks import logits
@@ -32,6 +32,9 @@ from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, answering, reading, training
 from es2.progress import bar
 from es2.separation.distance import Form, batch_distance, class_distance, distance_term
+
+_LOWEST, _HIGHEST = 0.2, 0.8
+"""Layers, as shares of the depth, at which a line is read that is to be taken out, or a push starts."""
 
 
 @DEFENCES.register
@@ -59,8 +62,11 @@ class Es2:
         resist: weight of the KL on harmful prompts that are read while the residual stream is moved
             towards the harmless ones: the base's refusal is kept under attack too.
         reach: how far at most it is moved, in distances between the classes' centres.
-        ablated: share of steps whose rows are not moved, but read with the line between the centres
-            projected out at every layer (Yu et al., arXiv 2409.20089).
+        pushed: share of steps whose rows are not moved, but pushed that way at all their tokens over
+            a range of layers, as RepE does.
+        push: how far at most, in norms of the residual stream.
+        ablated: share of steps whose rows are read with the line between a layer's centres projected
+            out at every layer, as refusal ablation does (Yu et al., arXiv 2409.20089).
         after_start: weight of the same at the end of an affirmative opening of the response: the
             refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
         suffixed: weight of the refusal's cross-entropy behind a suffix of free vectors, searched anew
@@ -89,6 +95,8 @@ class Es2:
     response_distance: float = 0.0
     resist: float = 1.5
     reach: float = 1.5
+    pushed: float = 0.0
+    push: float = 0.06
     ablated: float = 0.0
     after_start: float = 1.0
     suffixed: float = 0.0
@@ -104,6 +112,8 @@ class Es2:
         "keep_margin": 0,
         "resist": 0,
         "reach": 0,
+        "pushed": 0,
+        "push": 0,
         "ablated": 0,
         "response_distance": 0,
         "after_start": 0,
@@ -292,11 +302,13 @@ class Separation:
         firsts = [self.harmful.firsts[i] for i in bad] + [self.harmless.firsts[i] for i in good]
         split, plain = len(bad), len(whole)
         edits: dict[int, Edit] = {}
+        keep = min(starts)
         if terms.resist:
+            batch = Batch(split, firsts, max(map(len, whole)))
+            edits, everywhere = self._attacked(chat, step, whole, batch)
+            # What is changed at all tokens has to be in the stream; the template's start never is.
+            keep = min(keep, chat.template.head) if everywhere else keep
             whole += whole[:split]
-            edits = self._attacked(chat, step, Batch(split, firsts, max(map(len, whole))))
-        # What is changed in every layer has to be in the stream: more than the template's start is not.
-        keep = min(*starts, chat.template.head) if 1 in edits else min(starts)
         out = forward(chat, whole, layers=self.layers, keep=keep, edits=edits)
         total = torch.zeros((), device=chat.device)
         metrics: dict[str, float] = {}
@@ -380,16 +392,25 @@ class Separation:
             logits(chat.model, then), refusal
         )
 
-    def _attacked(self, chat: ChatModel, step: int, batch: Batch) -> dict[int, Edit]:
-        """What is done to the batch's last rows in a step, layer by layer."""
-        seed, terms = self.settings.seed, self.terms
+    def _attacked(
+        self, chat: ChatModel, step: int, rows: Sequence[Sequence[int]], batch: Batch
+    ) -> tuple[dict[int, Edit], bool]:
+        """What is done to the batch's last rows in a step, by layer; and whether to all tokens."""
+        seed, terms, head, depth = self.settings.seed, self.terms, chat.template.head, chat.depth
         # Batches and pushes are drawn by the seed itself and the one after it.
-        if float(torch.rand(1, generator=seeded(seed + 2, step))) < terms.ablated:
-            return dict.fromkeys(range(1, chat.depth + 1), ablated(batch, chat.template.head))
-        shares = terms.reach * torch.rand(batch.split, 1, generator=seeded(seed, step))
-        return dict.fromkeys(
-            range(min(self.layers), max(self.layers) + 1), moved(batch, shares.to(chat.device))
-        )
+        kind, place, width = torch.rand(3, generator=seeded(seed + 2, step)).tolist()
+        sizes = torch.rand(batch.split, 1, generator=seeded(seed, step)).to(chat.device)
+        if kind < terms.ablated:
+            layer = max(1, round((_LOWEST + place * (_HIGHEST - _LOWEST)) * depth))
+            edit = ablated(batch, head, line(chat, rows, batch, layer))
+            return dict.fromkeys(range(depth + 1), edit), True
+        if kind < terms.ablated + terms.pushed:
+            first = max(1, round((_LOWEST + place * (_HIGHEST - _LOWEST)) * depth))
+            last = min(depth, first + round((0.2 + 0.4 * width) * depth))
+            edit = pushed(batch, head, terms.push * sizes)
+            return dict.fromkeys(range(first, last + 1), edit), True
+        edit = moved(batch, terms.reach * sizes)
+        return dict.fromkeys(range(min(self.layers), max(self.layers) + 1), edit), False
 
     def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:
         """Between the harmful rows, the first `split`, and the harmless ones."""

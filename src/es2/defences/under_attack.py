@@ -1,9 +1,10 @@
 """What is done to a batch's harmful rows, so that refusal is learnt under attack.
 
-The last rows of a batch are its harmful ones once more, read with their residual stream changed: moved
-towards the harmless rows, as SCAV moves them, or with the line between the classes taken out of it, as
-ablation takes out the direction of refusal (Yu et al., arXiv 2409.20089). The line is read off the
-batch's own rows, layer by layer, so that it is always that of the model as it stands.
+The last rows of a batch are its harmful ones once more, read with their residual stream changed:
+moved towards the harmless rows, as SCAV moves them; pushed that way at all their tokens, as RepE
+does; or with a line between the classes taken out of it everywhere, as refusal ablation takes out a
+direction (Yu et al., arXiv 2409.20089). The lines are read off the batch's own rows, so that they are
+always those of the model as it stands.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from es2.models.activations import Edit
+from es2.models.forward import forward
+from es2.models.loading import ChatModel
 
 _NO_LINE = 1e-4
 """Centres closer than this share of their norm are one: a layer whose window ends before the prompt
@@ -44,9 +47,19 @@ class Batch:
         self, stream: Float[Tensor, "batch suffix d"]
     ) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
         """Of the harmful and of the harmless plain rows at the last prompt token."""
-        ends = torch.tensor(list(self.ends), device=stream.device) - self.offset(stream)
-        read = stream[torch.arange(len(ends)), ends].detach().float()
+        read = self.lasts(stream)
         return read[: self.split].mean(0), read[self.split :].mean(0)
+
+    def lasts(self, stream: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "plain d"]:
+        """The plain rows' states at the last prompt token, without gradient."""
+        ends = torch.tensor(list(self.ends), device=stream.device) - self.offset(stream)
+        return stream[torch.arange(len(ends)), ends].detach().float()
+
+    def behind(
+        self, stream: Float[Tensor, "batch suffix d"], head: int
+    ) -> Bool[Tensor, "suffix 1"]:
+        """Which of the stream's columns are not the template's start."""
+        return (self.columns(stream) >= head)[:, None]
 
     def columns(self, stream: Float[Tensor, "batch suffix d"]) -> Int[Tensor, "suffix"]:
         """The stream's columns, counted in whole rows."""
@@ -80,22 +93,58 @@ def moved(batch: Batch, shares: Float[Tensor, "n 1"]) -> Edit:
     return edit
 
 
-def ablated(batch: Batch, head: int) -> Edit:
-    """Takes the line between the centres out of the last rows.
+def pushed(batch: Batch, head: int, sizes: Float[Tensor, "n 1"]) -> Edit:
+    """Pushes all tokens of the last rows from the harmful centre towards the harmless one.
 
     Args:
         batch: the rows.
         head: tokens at the start of every row that are left alone: the template's.
+        sizes: how far each row's are pushed, in mean norms of the plain rows' last prompt tokens.
     """
 
     def edit(stream: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "batch suffix d"]:
         harmful, harmless = batch.centres(stream)
-        way, size = harmful - harmless, (harmful - harmless).norm()
+        way, size = harmless - harmful, (harmless - harmful).norm()
         if size < _NO_LINE * harmful.norm():
             return stream
-        way = way / size
+        norm = batch.lasts(stream).norm(dim=-1).mean()
+        step = sizes.to(stream.device) * norm * way / size
         last = stream[len(batch.ends) :].float()
-        along = (last @ way) * (batch.columns(stream) >= head)
-        return batch.replaced(stream, last - along[..., None] * way)
+        return batch.replaced(stream, last + step[:, None] * batch.behind(stream, head))
 
     return edit
+
+
+def ablated(batch: Batch, head: int, way: Float[Tensor, "d"]) -> Edit:
+    """Takes a direction out of the last rows.
+
+    Args:
+        batch: the rows.
+        head: tokens at the start of every row that are left alone: the template's.
+        way: the direction, of norm 1.
+    """
+
+    def edit(stream: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "batch suffix d"]:
+        last = stream[len(batch.ends) :].float()
+        along = (last @ way)[..., None] * batch.behind(stream, head)
+        return batch.replaced(stream, last - along * way)
+
+    return edit
+
+
+@torch.no_grad()
+def line(
+    chat: ChatModel, rows: Sequence[Sequence[int]], batch: Batch, layer: int
+) -> Float[Tensor, "d"]:
+    """The direction from the harmless rows to the harmful ones at a layer, of norm 1.
+
+    Args:
+        chat: the model.
+        rows: the batch's plain ones.
+        batch: where the classes stand in it.
+        layer: 1-based.
+    """
+    out = forward(chat, rows, (layer,), stop=True, keep=min(batch.ends))
+    states = out.at(out.states[layer], range(len(rows)), batch.ends).float()
+    way = states[: batch.split].mean(0) - states[batch.split :].mean(0)
+    return way / way.norm()

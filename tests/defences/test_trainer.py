@@ -306,6 +306,30 @@ def test_an_objective_that_stops_ends_training_and_says_why(tiny: Tiny, tmp_path
     assert_same_weights(weights_of(again), weights_of(chat))
 
 
+class InTurns(Chase):
+    """The same loss in two parts, of which the second asks whether the first has been gone back through."""
+
+    def parts(self, chat: ChatModel, step: int) -> Iterator[tuple[Tensor, dict[str, float]]]:
+        loss, metrics = Chase.loss(self, chat, step)
+        yield 0.25 * loss, metrics
+        assert any(p.grad is not None for p in trainable(chat).values())
+        yield 0.75 * Chase.loss(self, chat, step)[0], {"second": 2.0}
+
+
+def test_a_loss_in_parts_trains_as_their_sum_and_one_is_gone_back_through_before_the_next(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    one, two = fresh(tiny), fresh(tiny)
+    rows = encode(one)
+    whole = train(one, Chase(rows), SETTINGS, tmp_path / "whole")
+    parts = train(two, InTurns(rows), SETTINGS, tmp_path / "parts")
+    for line, other in zip(whole.history, parts.history, strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-4)
+        assert other["second"] == 2.0 and other["chased"] == pytest.approx(line["chased"], rel=1e-4)
+    for name, weights in weights_of(one).items():
+        torch.testing.assert_close(weights_of(two)[name], weights, rtol=1e-3, atol=1e-5)
+
+
 def validation_of(scores: Mapping[int, float], broken_at: Collection[int] = ()) -> Any:
     """Says these scores in turn, one every second step."""
     calls: Iterator[tuple[int, float]] = iter(scores.items())

@@ -8,7 +8,7 @@ are remedies for what the plain loss gets wrong (see docs/concepts.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -290,13 +290,42 @@ class Separation:
     suffixed: Suffixed | None = None
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The sum of the parts."""
+        total = torch.zeros((), device=chat.device)
+        metrics: dict[str, float] = {}
+        for part, more in self.parts(chat, step):
+            total, metrics = total + part, metrics | more
+        return total, metrics
+
+    def parts(
+        self, chat: ChatModel, step: int
+    ) -> Iterator[tuple[Float[Tensor, ""], dict[str, float]]]:
+        """The batch as it stands; behind openings; behind suffixes; along harmful answers."""
+        size, seed, terms = self.settings.batch_size, self.settings.seed, self.terms
+        bad = batch_indices(len(self.harmful), size, step, seed)
+        good = batch_indices(len(self.harmless), size, step, seed + 1)
+        yield self._plain(chat, step, bad, good)
+        if self.after is not None:
+            behind, metrics = self._behind_start(self.after, chat, bad, good)
+            yield terms.after_start * behind, metrics
+        if self.suffixed is not None:
+            half = bad[: (len(bad) + 1) // 2]
+            kept, metrics = self.suffixed.loss(
+                chat, half, terms.suffix_steps, seeded(seed + 3, step)
+            )
+            yield terms.suffixed * kept, metrics
+        if self.scrambled is not None:
+            left = self.scrambled.loss(chat, size, step, seed)
+            yield terms.scramble * left, {"scramble": float(left.detach())}
+
+    def _plain(
+        self, chat: ChatModel, step: int, bad: Sequence[int], good: Sequence[int]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """One forward pass for both classes: distances at the layers, KL from final states.
 
         Where refusal is to resist, the harmful rows are in the batch once more, and moved.
         """
-        size, seed, terms = self.settings.batch_size, self.settings.seed, self.terms
-        bad = batch_indices(len(self.harmful), size, step, seed)
-        good = batch_indices(len(self.harmless), size, step, seed + 1)
+        terms = self.terms
         whole = [self.harmful.rows[i] for i in bad] + [self.harmless.rows[i] for i in good]
         starts = [self.harmful.starts[i] for i in bad] + [self.harmless.starts[i] for i in good]
         firsts = [self.harmful.firsts[i] for i in bad] + [self.harmless.firsts[i] for i in good]
@@ -340,17 +369,6 @@ class Separation:
             moved = self.hold(chat, out, bad, plain)
             metrics[f"{self.holds}_moved"] = float(moved.detach())
             total = total + terms.resist * moved
-        if self.after is not None:
-            behind, more = self._behind_start(self.after, chat, bad, good)
-            total, metrics = total + terms.after_start * behind, metrics | more
-        if self.suffixed is not None:
-            half = bad[: (len(bad) + 1) // 2]
-            kept, more = self.suffixed.loss(chat, half, terms.suffix_steps, seeded(seed + 3, step))
-            total, metrics = total + terms.suffixed * kept, metrics | more
-        if self.scrambled is not None:
-            left = self.scrambled.loss(chat, size, step, seed)
-            metrics["scramble"] = float(left.detach())
-            total = total + terms.scramble * left
         return total, metrics
 
     def hold(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -80,6 +81,20 @@ class Stopping(Objective, Protocol):
 
     def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Why training ends after the last of these steps' metrics; None to go on."""
+        ...
+
+
+@runtime_checkable
+class InParts(Objective, Protocol):
+    """An objective whose loss is a sum that need not be held in memory at once."""
+
+    def parts(
+        self, chat: ChatModel, step: int
+    ) -> Iterator[tuple[Float[Tensor, ""], dict[str, float]]]:
+        """The summands of the loss, and what to log of each.
+
+        Each is made when the one before it has been gone back through, so that memory holds one.
+        """
         ...
 
 
@@ -250,18 +265,17 @@ def train(
         started = time.perf_counter()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(progress.step, settings)
-        loss, metrics = objective.loss(chat, progress.step)
-        loss.backward()
+        loss, metrics = gradients(chat, objective, progress.step)
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        if not (math.isfinite(loss) and torch.isfinite(norm)):
             raise Es2Error(
-                f"training diverged at step {progress.step + 1} (loss {float(loss.detach())}, "
+                f"training diverged at step {progress.step + 1} (loss {loss}, "
                 f"gradient norm {float(norm)}); lower the learning rate or load the model in float32"
             )
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         progress.step += 1
-        line: dict[str, Any] = {"step": progress.step, "loss": float(loss.detach()), **metrics}
+        line: dict[str, Any] = {"step": progress.step, "loss": loss, **metrics}
         line |= {"grad_norm": float(norm), "seconds": time.perf_counter() - started}
         progress.history.append(line)
         if isinstance(objective, Stopping):
@@ -288,6 +302,19 @@ def train(
     else:
         progress.best_step = progress.step
     return progress
+
+
+def gradients(chat: ChatModel, objective: Objective, step: int) -> tuple[float, dict[str, float]]:
+    """Adds a step's gradient to what is trained; the loss, and what to log of it."""
+    if not isinstance(objective, InParts):
+        loss, metrics = objective.loss(chat, step)
+        loss.backward()
+        return float(loss.detach()), metrics
+    total, metrics = 0.0, {}
+    for part, more in objective.parts(chat, step):
+        part.backward()
+        total, metrics = total + float(part.detach()), metrics | more
+    return total, metrics
 
 
 def broken_in_a_row(history: Sequence[Mapping[str, Any]]) -> int:

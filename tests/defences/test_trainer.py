@@ -307,7 +307,7 @@ def test_an_objective_that_stops_ends_training_and_says_why(tiny: Tiny, tmp_path
 
 
 class InTurns(Chase):
-    """The same loss in two parts, of which the second asks whether the first has been gone back through."""
+    """The same loss in two parts; the second asks whether the first has been gone back through."""
 
     def parts(self, chat: ChatModel, step: int) -> Iterator[tuple[Tensor, dict[str, float]]]:
         loss, metrics = Chase.loss(self, chat, step)

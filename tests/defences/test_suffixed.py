@@ -55,13 +55,14 @@ def test_the_loss_is_the_refusals_cross_entropy_with_the_found_vectors_in_place(
     tuned = with_lora(chat)
     picked = [0, 3, 4]
     with torch.no_grad():
-        loss, metrics = suffixed.loss(tuned, picked, 2, seeded(5, 0))
+        loss, metrics = suffixed.loss(tuned, picked, 2, seeded(5, 0), 4.0)
     vectors, _ = climb(tuned, [suffixed.heads[i] for i in picked], 2, seeded(5, 0))
     told = []
     for index, own in zip(picked, vectors, strict=True):
         head, row, begin = suffixed.heads[index], suffixed.rows[index], suffixed.begins[index]
         scores = slow_scores(tuned, row, own, len(head) - chat.template.tail - TOKENS)
-        told += [-scores[place - 1, row[place]] for place in range(begin, len(row))]
+        for place in range(begin, len(row)):
+            told += [-scores[place - 1, row[place]]] * (4 if place == begin else 1)
     torch.testing.assert_close(loss, sum(told) / len(told), rtol=1e-3, atol=1e-4)
     assert metrics["cross_entropy_suffixed"] == pytest.approx(float(loss))
 

@@ -47,7 +47,12 @@ class Suffixed:
     begins: Sequence[int]
 
     def loss(
-        self, chat: ChatModel, picked: Sequence[int], steps: int, seed: torch.Generator
+        self,
+        chat: ChatModel,
+        picked: Sequence[int],
+        steps: int,
+        seed: torch.Generator,
+        first: float = 1.0,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The refusals' cross-entropy under suffixes that have been looked for just now.
 
@@ -56,6 +61,7 @@ class Suffixed:
             picked: rows of the batch.
             steps: of the search.
             seed: of the tokens that suffixes start from.
+            first: weight of a refusal's first token, against 1 for every other.
         """
         heads = [self.heads[i] for i in picked]
         rows = [self.rows[i] for i in picked]
@@ -64,7 +70,7 @@ class Suffixed:
         edit = in_columns(vectors, firsts, max(map(len, rows)))
         out = forward(chat, rows, keep=min(firsts), edits={0: edit})
         read = read_responses(chat, out, rows, [self.begins[i] for i in picked])
-        loss = read.cross_entropy()[0]
+        loss = read.cross_entropy(first)[0]
         return loss, metrics | {"cross_entropy_suffixed": float(loss.detach())}
 
 

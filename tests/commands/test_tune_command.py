@@ -26,6 +26,12 @@ def test_tuning_shows_the_frontier_and_trains_with_the_trial_it_picks(es2: Workp
     assert yaml.safe_load((out / "config.yaml").read_text()) == config
 
 
+def test_less_than_a_trial_is_no_search(es2: Workplace) -> None:
+    flags = ["harden", *es2.harden_flags(), "--out", es2.path / "none", "--tune", -1]
+    done = es2(*flags)
+    assert done.code == 2 and "--tune -1: give 1 trial or more" in done.complaint
+
+
 def test_a_full_fine_tuning_cannot_be_tuned(es2: Workplace) -> None:
     flags = ["harden", *es2.harden_flags(), "--out", es2.path / "no", "--train.rank", 0]
     assert "rank above 0" in es2(*flags, "--tune", 1).complaint

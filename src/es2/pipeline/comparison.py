@@ -113,6 +113,8 @@ def load_comparison(path: Path) -> Comparison:
         if own.get("evaluate") is not None:
             own["evaluate"] = _evaluation(own["evaluate"])
         found: Comparison = checked(Comparison, {"run": checked(Recipe, values), **own})
+        if found.tune < 0:
+            raise Es2Error(f"tune: {found.tune}, but it counts trials; give 0 for none, or more")
         make_attacks(found.run.attacks)
         for label, one in found.defences.items():
             if label == BASE or "@" in label or "/" in label:

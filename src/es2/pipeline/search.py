@@ -28,8 +28,10 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
     """Runs what is left of the study in `OUT/tune`; its finished trials.
 
     Raises:
-        Es2Error: if the folder holds a study that is not to be gone on with.
+        Es2Error: if the folder holds a study that is not to be gone on with, or there is to be none.
     """
+    if trials < 1:
+        raise Es2Error(f"--tune {trials}: give 1 trial or more")
     defence = make_defence(recipe.defence)
     folder = out / "tune"
     if (folder / STUDY).is_file() and not resume:

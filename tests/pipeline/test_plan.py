@@ -96,7 +96,11 @@ SHORT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [*((name, {}) for name in SHORT), ("es2", {"suffixed": 1.0, "scramble": 1.0})],
+    [
+        *((name, {}) for name in SHORT),
+        ("es2", {"suffixed": 1.0, "ablated": 1.0}),
+        ("es2", {"scramble": 1.0}),
+    ],
 )
 def test_a_defence_takes_about_the_tokens_expected(
     name: str, more: dict[str, Any], tiny: Callable[[str], ChatModel], tmp_path: Path
@@ -177,7 +181,9 @@ def test_a_run_is_planned_and_nothing_is_written(place: Workplace) -> None:
     done = es2("run", es2.recipe(), "--dry-run", "--gpu", "rtx4090", "--devices", "2")
     assert done.code == 0, done.err
     assert {*es2.path.rglob("*")} - {*before} == {es2.path / "recipe.yaml"}
-    for said in ("harden: es2", "attack: scav", "2 x RTX 4090", "factor of about two", "memory,"):
+    heads = ("generated", "with gradient", "GB a device")  # whole, though this is no terminal
+    noted = ("2 x RTX 4090", "factor of about two", "memory,")
+    for said in ("harden: es2", "attack: scav", *noted, *heads):
         assert said in done.out
     record = json.loads(es2("run", es2.recipe(), "--dry-run", "--json").out)
     assert record["total"]["read"] == sum(row["read"] for row in record["stages"])

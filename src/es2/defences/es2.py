@@ -135,30 +135,32 @@ class Es2:
     def expected(
         self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
     ) -> Work:
-        """The record of the base's responses, then steps over both classes."""
+        """The record of the base's responses, then steps over both classes, pass after pass."""
         counts = [seen_count(settings, count) for count in (harmful, harmless)]
-        new = self.response_tokens
+        new, head, steps = self.response_tokens, lengths.head, settings.steps
         row = lengths.own + new
-        recorded = reading(sum(counts), row, rows, lengths.head)
+        work = reading(sum(counts), row, rows, head)
         if new:
-            recorded += answering(sum(counts), lengths.own, new, rows, lengths.head)
+            work += answering(sum(counts), lengths.own, new, rows, head)
         bad, good = (min(settings.batch_size, count) for count in counts)
-        batch: float = bad + good + (bad if self.resist else 0)
+        batch = bad + good + (bad if self.resist else 0)
         scored = batch * (new + 1) + (good * lengths.prompt if self.kl_prompt else 0)
+        work += training(steps, batch, row, scored, head)
+        if self.resist and self.ablated:
+            work += reading(self.ablated * steps * (bad + good), row, rows, head)
         if self.after_start:
-            recorded += reading(counts[1], lengths.own, rows, lengths.head)
-            batch, scored = batch + bad + good, scored + bad * new + good
+            work += reading(counts[1], lengths.own, rows, head)
+            work += training(steps, bad + good, row, bad * new + good, head)
         if self.suffixed:
             half, behind = (bad + 1) / 2, TOKENS + lengths.tail + lengths.target
-            batch, scored = batch + half * (row + TOKENS) / row, scored + half * new
-            recorded += reading(settings.steps * half, lengths.prompt, rows, lengths.head)
-            climbs = settings.steps * self.suffix_steps
-            recorded += training(climbs, half, behind, half * lengths.target)
+            work += reading(steps * half, lengths.prompt, rows, head)
+            work += training(steps * self.suffix_steps, half, behind, half * lengths.target)
+            work += training(steps, half, row + TOKENS, half * new, head)
         if self.scramble:
             added = self.scramble_tokens
-            recorded += answering(counts[0], lengths.own, added, rows, lengths.head)
-            batch += bad * (lengths.own + added) / row
-        return recorded + training(settings.steps, batch, row, scored, lengths.head)
+            work += answering(counts[0], lengths.own, added, rows, head)
+            work += training(steps, bad, lengths.own + added, 0, head)
+        return work
 
     def prepare(self, material: Material) -> Separation:
         """Records what the base does on the training prompts, and its distances."""

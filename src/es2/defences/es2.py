@@ -18,9 +18,10 @@ from torch import Tensor
 
 from es2.defences.after_start import AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
+from es2.defences.bent import Bent, record_answers
+from es2.defences.inner_reference import OPENING
 from es2.defences.margin import refusal_margin, refusal_start
 from es2.defences.reference import Reference, kl_from, record
-from es2.defences.scrambled import Scrambled, harmful_answers
 from es2.defences.suffixed import TOKENS, Suffixed, record_suffixed
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
 from es2.defences.under_attack import Batch, ablated, line, moved, pushed
@@ -72,9 +73,11 @@ class Es2:
         suffixed: weight of the refusal's cross-entropy behind a suffix of free vectors, searched anew
             in every step for half the batch's harmful rows.
         suffix_steps: of that search.
-        scramble: weight that pulls the states along harmful answers, which the base was made to begin,
-            to one random vector: who complies all the same goes on with noise.
-        scramble_tokens: length of those answers.
+        bend: weight that drives the states along harmful answers, which the base was made to begin,
+            away from the base's at the critical layers: who complies all the same talks nonsense.
+            `kl_weight` times the KL on harmless answers as long comes with it.
+        bend_cap: no further than this, in norms of those states.
+        bend_tokens: length of those answers.
     """
 
     name: ClassVar[str] = "es2"
@@ -101,8 +104,9 @@ class Es2:
     after_start: float = 1.0
     suffixed: float = 0.0
     suffix_steps: int = 6
-    scramble: float = 0.0
-    scramble_tokens: int = 32
+    bend: float = 0.0
+    bend_cap: float = 1.0
+    bend_tokens: int = 32
 
     least: ClassVar[Mapping[str, float]] = {
         "kl_weight": 0,
@@ -119,8 +123,9 @@ class Es2:
         "after_start": 0,
         "suffixed": 0,
         "suffix_steps": 1,
-        "scramble": 0,
-        "scramble_tokens": 1,
+        "bend": 0,
+        "bend_cap": 0,
+        "bend_tokens": 1,
     }
     searched: ClassVar[Mapping[str, Range]] = {
         "lean": Range(-1.5, 0.0),
@@ -156,10 +161,13 @@ class Es2:
             work += reading(steps * half, lengths.prompt, rows, head)
             work += training(steps * self.suffix_steps, half, behind, half * lengths.target)
             work += training(steps, half, row + TOKENS, half * new, head)
-        if self.scramble:
-            added = self.scramble_tokens
-            work += answering(counts[0], lengths.own, added, rows, head)
-            work += training(steps, bad, lengths.own + added, 0, head)
+        if self.bend:
+            added, opened = self.bend_tokens, lengths.count(OPENING)
+            long = lengths.own + added
+            work += answering(counts[0], lengths.own + opened, added, rows, head)
+            work += answering(counts[1], lengths.own, added, rows, head)
+            work += reading(sum(counts), long, rows, head)
+            work += training(steps, bad + good, long, good * added, head)
         return work
 
     def prepare(self, material: Material) -> Separation:
@@ -226,9 +234,9 @@ class Es2:
         if not self.response_tokens:
             raise Es2Error(f"{self.name}: {wanted} keeps a refusal; set response_tokens above 0")
 
-    def along_answers(self, material: Material) -> Scrambled | None:
-        """Harmful answers and the goal of their states; None if they are not wanted."""
-        return harmful_answers(material, self.scramble_tokens) if self.scramble else None
+    def along_answers(self, material: Material) -> Bent | None:
+        """Answers of both classes, and the base's states along them; None if they are not wanted."""
+        return record_answers(material, self.bend_tokens) if self.bend else None
 
 
 @DEFENCES.register
@@ -273,7 +281,7 @@ class Separation:
         base_distance: the base's distance at each layer, see `batch_distance`.
         refusal: the first token of the base's refusals, where they are known.
         after: the same prompts behind affirmative openings; None where they are not wanted.
-        scrambled: harmful answers; None likewise.
+        bent: harmful answers; None likewise.
         suffixed: harmful prompts with room for free vectors; None likewise.
     """
 
@@ -288,7 +296,7 @@ class Separation:
     base_distance: Mapping[int, float]
     refusal: int | None = None
     after: AfterStart | None = None
-    scrambled: Scrambled | None = None
+    bent: Bent | None = None
     suffixed: Suffixed | None = None
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
@@ -316,9 +324,12 @@ class Separation:
                 chat, half, terms.suffix_steps, seeded(seed + 3, step)
             )
             yield terms.suffixed * kept, metrics
-        if self.scrambled is not None:
-            left = self.scrambled.loss(chat, size, step, seed)
-            yield terms.scramble * left, {"scramble": float(left.detach())}
+        if self.bent is not None:
+            read = self.bent.read(chat, size, step, seed)
+            reached = sum(left.clamp(max=terms.bend_cap) for left in read.left.values())
+            metrics = {f"bent_{layer}": float(left.detach()) for layer, left in read.left.items()}
+            metrics["kl_answers"] = float(read.kl.detach())
+            yield terms.bend * (terms.kl_weight * read.kl - reached), metrics
 
     def _plain(
         self, chat: ChatModel, step: int, bad: Sequence[int], good: Sequence[int]

@@ -28,10 +28,12 @@ class Data:
         borderline: harmless prompts that look harmful; null for none.
         prompt_column: the prompts' column in a user's files; null to guess.
         train: at most this many prompts of each class to train the defence on; null for all.
-        test: at most this many harmful test prompts to attack with; null for all.
-        test_harmless: at most this many harmless and this many borderline test prompts to measure
-            costs on; null for all.
+        test: at most this many harmful prompts to attack with; null for all.
+        test_harmless: at most this many harmless and this many borderline prompts to measure costs
+            on; null for all.
         seed: of the cut of your own files into splits; null for the run's.
+        measured: what is attacked and asked: the `test` prompts, or those for `validation`, by which
+            settings are chosen; the results then say so.
     """
 
     harmful: str = "harmful"
@@ -42,6 +44,7 @@ class Data:
     test: int | None = None
     test_harmless: int | None = None
     seed: int | None = None
+    measured: Literal["test", "validation"] = "test"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from es2.config import load_recipe
 from es2.judges.coherence import Limits, judge
 from es2.models.generation import generate
 from es2.models.loading import load
 from es2.pipeline import experiment
+from es2.pipeline.trained_on import trained_on
 from es2.results.store import read_attempts
 from small import Workplace, contents, ending, in_a_process
 
@@ -169,3 +171,22 @@ def test_a_run_killed_in_the_middle_of_its_attacks_ends_the_same(
     again = ending(run)
     for part, value in whole.items():
         assert again[part] == value, part
+
+
+def test_a_run_may_measure_on_validation_prompts_and_says_so(es2: Workplace) -> None:
+    settings = es2.settings()
+    recipe = es2.recipe(data=settings["data"] | {"measured": "validation", "test_harmless": 2})
+    done = es2("run", recipe, "--out", es2.path / "chosen")
+    assert done.code == 0, done.err
+    prompts = experiment.load_all(load_recipe(recipe))
+    held = {prompt.id for prompt in prompts.harmful.validation}
+    attempts = read_attempts(es2.path / "chosen")
+    assert {one["prompt_id"] for one in attempts if one["kind"] == "attack"} == held
+    harmless = {one["prompt_id"] for one in attempts if one["kind"] == "harmless"}
+    assert harmless <= {prompt.id for prompt in prompts.harmless.validation} and len(harmless) == 2
+    note = "measured on validation prompts, by which settings are chosen"
+    assert json.loads((es2.path / "chosen" / "results.json").read_text())["notes"] == [note]
+    assert note in (es2.path / "chosen" / "report.html").read_text()
+    # The checkpoint was chosen by them: for anybody else they are no news.
+    trained = trained_on(str(es2.path / "chosen" / "adapter"))
+    assert any(name.startswith("harmful:validation") for name in trained)

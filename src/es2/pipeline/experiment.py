@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,13 +26,21 @@ from es2.separation.probe import ClassStates
 
 @dataclass(frozen=True)
 class Prompts:
-    """All of a run's prompts."""
+    """All of a run's prompts.
+
+    Attributes:
+        harmful: what a safe model refuses.
+        harmless: what it answers.
+        borderline: harmless ones that look harmful.
+        limit: prompts of a class to train on, at most.
+        measured: which split stands under `test`: what the run measures on.
+    """
 
     harmful: Splits
     harmless: Splits
     borderline: Splits
-
     limit: int | None
+    measured: str = "test"
 
     @property
     def fit(self) -> FitPrompts:
@@ -60,6 +68,7 @@ def load_all(recipe: Recipe, load: Callable[..., list[Prompt]] = load_prompts) -
         read = partial(load, source, prompt_column=data.prompt_column, harmful=harmful)
         seed = recipe.seed if data.seed is None else data.seed
         found = split_three_ways(lambda split: read(split=split), source, seed)
+        found = replace(found, test=getattr(found, data.measured))
         limit = data.test if harmful else data.test_harmless
         return found if limit is None else replace(found, test=spread(found.test, limit))
 
@@ -68,24 +77,26 @@ def load_all(recipe: Recipe, load: Callable[..., list[Prompt]] = load_prompts) -
         splits(data.harmless, False),
         splits(data.borderline, False),
         data.train,
+        data.measured,
     )
 
 
 def evaluated_prompts(prompts: Prompts) -> dict[str, list[str]]:
     """What a run measures on, by name."""
-    return _named(prompts, ("test",))
+    return _named(prompts, {prompts.measured: "test"})
 
 
 def fitted_prompts(prompts: Prompts) -> dict[str, list[str]]:
-    """What a run fits on or chooses by, by name."""
-    return _named(prompts, ("train", "validation"))
+    """What a run fits on or chooses by, by name; without what it is told to measure on."""
+    chosen = {split: split for split in ("train", "validation") if split != prompts.measured}
+    return _named(prompts, chosen)
 
 
-def _named(prompts: Prompts, splits: Sequence[str]) -> dict[str, list[str]]:
+def _named(prompts: Prompts, splits: Mapping[str, str]) -> dict[str, list[str]]:
     found = {}
     for name in ("harmful", "harmless", "borderline"):
-        for split in splits:
-            texts = [prompt.text for prompt in getattr(getattr(prompts, name), split)]
+        for split, place in splits.items():
+            texts = [prompt.text for prompt in getattr(getattr(prompts, name), place)]
             if texts:
                 found[f"{name}:{split}"] = texts
     return found

@@ -185,6 +185,8 @@ def write_results(experiment: Experiment) -> None:
         name = experiment.defence.name
         results = with_drift(results, name, moved["kl"], moved["perplexity_ratio"])
     notes = [note(leak) for leak in experiment.folder.record.get("overlap", [])]
+    if (measured := recipe.data.measured) != "test":
+        notes.append(f"measured on {measured} prompts, by which settings are chosen")
     write_json(path / RESULTS, results.model_copy(update={"notes": notes}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from es2.config import load_recipe
@@ -26,7 +27,9 @@ def trained_on(model: str) -> dict[str, list[str]]:
         return {}
     try:
         recipe = load_recipe(config)
-        prompts = fitted_prompts(load_all(recipe))
+        # Whatever the run measured on, its checkpoint was chosen on validation prompts.
+        data = replace(recipe.data, measured="test")
+        prompts = fitted_prompts(load_all(replace(recipe, data=data)))
     except Es2Error as error:
         text = f"warning: what {model} was trained on is not known and not compared ({error})"
         console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -81,6 +81,7 @@ def render(folder: RunFolder, found: Contest | None, title: str) -> str:
         faced=lambda attack: [
             (k, m.attacks[attack]) for k, m in measured.items() if attack in m.attacks
         ],
+        notes=results.notes,
         findings=findings(results),
         key_figures=[]
         if folder.members

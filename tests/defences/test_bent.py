@@ -16,6 +16,7 @@ from es2.defences.base import Material, unless_few
 from es2.defences.bent import Bent, record_answers
 from es2.defences.es2 import Es2, Separation
 from es2.defences.inner_reference import OPENING
+from es2.defences.reference import record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.models.loading import ChatModel
 from es2.separation.probe import class_states
@@ -99,12 +100,26 @@ def test_answers_go_on_from_the_opening_and_their_states_stand_behind_it(
     shared: Callable[[str], ChatModel], tmp_path: Path
 ) -> None:
     chat = shared("llama")
-    bent = record_answers(material(chat, tmp_path), 3)
+    bent = record_answers(material(chat, tmp_path), record(chat, PROMPTS, 3), 3)
     assert len(bent.texts) == len(HARMFUL) and len(bent.harmless) == len(PROMPTS)
     starts = {tuple(chat.template.encode(prompt, OPENING)) for prompt in HARMFUL}
     for row, begin, states in zip(bent.texts.rows, bent.texts.begins, bent.states, strict=True):
         assert tuple(row[:begin]) in starts
         assert all(len(states[layer]) == len(row) - begin for layer in LAYERS)
+
+
+def test_harmless_answers_are_made_once_and_the_kl_reads_their_start(
+    shared: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    chat = shared("llama")
+    objective = objective_for(chat, tmp_path, replace(TERMS, consistent=False))
+    short, bent = record(chat, PROMPTS, TERMS.response_tokens), objective.bent
+    assert bent is not None and objective.harmless.rows == short.rows
+    for own, slow in zip(objective.harmless.hidden, short.hidden, strict=True):
+        torch.testing.assert_close(own, slow, rtol=1e-4, atol=1e-4)
+    pairs = zip(bent.harmless.rows, short.rows, strict=True)
+    assert all(long[: len(row)] == row for long, row in pairs)
+    assert max(map(len, bent.harmless.rows)) > max(map(len, short.rows))
 
 
 def test_without_the_weight_there_is_neither_a_row_nor_a_number_more(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from es2.defences.base import Material
 from es2.defences.inner_reference import OPENING, Places, Texts, places, unsafe_texts
-from es2.defences.reference import Reference, kl_from, record
+from es2.defences.reference import Reference, kl_from
 from es2.defences.trainer import batch_indices
 from es2.models.forward import Forward, forward
 from es2.models.generation import in_batches
@@ -79,18 +79,17 @@ class Bent:
         return Reading(left, kl_from(self.harmless, good, chat, out, len(bad), 1.0))
 
 
-def record_answers(material: Material, tokens: int) -> Bent:
-    """What the base says of harmful prompts behind an affirmative opening, and of harmless ones.
+def record_answers(material: Material, harmless: Reference, tokens: int) -> Bent:
+    """What the base says of harmful prompts behind an affirmative opening, beside harmless answers.
 
     Args:
         material: what the defence is given.
-        tokens: at most so many, of either.
+        harmless: what the base does along answers as long.
+        tokens: at most so many of a harmful answer, behind its opening.
     """
-    chat, fit = material.chat, material.fit
-    bad, good = material.seen(fit.harmful), material.seen(fit.harmless)
-    with bar("the base model's answers", len(bad) + len(good)) as advance:
-        texts = unsafe_texts(material, bad, tokens, OPENING, advance)
-        harmless = record(chat, good, tokens, progress=advance)
+    chat, prompts = material.chat, material.seen(material.fit.harmful)
+    with bar("the base model's answers behind an opening", len(prompts)) as advance:
+        texts = unsafe_texts(material, prompts, tokens, OPENING, advance)
     opened = len(chat.template.encode_response(OPENING))
     # An answer that ends with its opening still has that opening's last token.
     begins = [

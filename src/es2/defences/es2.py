@@ -8,7 +8,7 @@ are remedies for what the plain loss gets wrong (see docs/concepts.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -165,24 +165,22 @@ class Es2:
             added, opened = self.bend_tokens, lengths.count(OPENING)
             long = lengths.own + added
             work += answering(counts[0], lengths.own + opened, added, rows, head)
-            work += answering(counts[1], lengths.own, added, rows, head)
-            work += reading(sum(counts), long, rows, head)
+            work += answering(counts[1], lengths.own, max(0, added - new), rows, head)
+            work += reading(counts[0], long, rows, head)
             work += training(steps, bad + good, long, good * added, head)
         return work
 
     def prepare(self, material: Material) -> Separation:
         """Records what the base does on the training prompts, and its distances."""
-        chat = material.chat
-        texts = material.seen(material.fit.harmful), material.seen(material.fit.harmless)
+        chat, fit = material.chat, material.fit
+        texts = material.seen(fit.harmful), material.seen(fit.harmless)
         with bar("recording the base model's answers", sum(map(len, texts))) as advance:
-            harmful, harmless = (
-                record(chat, group, self.response_tokens, self.kl_prompt, advance)
-                for group in texts
-            )
-        refusals = told(material, harmful, True)
+            harmful = record(chat, texts[0], self.response_tokens, self.kl_prompt, advance)
+            harmless, answers = self.record_harmless(material, texts[1], advance)
+        refused = told(material, harmful, True)
+        refusals = harmful.subset(refused)
         if self.consistent:
-            harmful = unless_few(refusals, harmful)
-            harmless = unless_few(told(material, harmless, False), harmless)
+            harmful = harmful.subset(unless_few(refused, list(range(len(harmful)))))
         return Separation(
             self,
             material.settings,
@@ -192,7 +190,7 @@ class Es2:
             self.base_distances(material),
             refusal_start(refusals),
             self.behind_starts(chat, harmful, harmless),
-            self.along_answers(material),
+            self.along_answers(material, answers),
             self.behind_suffixes(chat, harmful),
         )
 
@@ -234,9 +232,21 @@ class Es2:
         if not self.response_tokens:
             raise Es2Error(f"{self.name}: {wanted} keeps a refusal; set response_tokens above 0")
 
-    def along_answers(self, material: Material) -> Bent | None:
+    def record_harmless(
+        self, material: Material, prompts: Sequence[str], progress: Callable[[int], None]
+    ) -> tuple[Reference, Reference]:
+        """What the base does on harmless prompts, as far as the KL reads and as bending does."""
+        tokens = max(self.response_tokens, self.bend_tokens if self.bend else 0)
+        long = record(material.chat, prompts, tokens, self.kl_prompt, progress)
+        short = long.cut(self.response_tokens)
+        if not self.consistent:
+            return short, long
+        kept = unless_few(told(material, short, False), list(range(len(short))))
+        return short.subset(kept), long.subset(kept)
+
+    def along_answers(self, material: Material, harmless: Reference) -> Bent | None:
         """Answers of both classes, and the base's states along them; None if they are not wanted."""
-        return record_answers(material, self.bend_tokens) if self.bend else None
+        return record_answers(material, harmless, self.bend_tokens) if self.bend else None
 
 
 @DEFENCES.register
@@ -262,10 +272,10 @@ class Es2Paper(Es2):
     searched: ClassVar[Mapping[str, Range]] = {"kl_weight": Range(0.1, 100.0, log=True)}
 
 
-def told(material: Material, reference: Reference, refused: bool) -> Reference:
-    """The rows whose recorded response refuses, or those that do not."""
+def told(material: Material, reference: Reference, refused: bool) -> list[int]:
+    """Which rows' recorded responses refuse, or which do not."""
     rows = zip(reference.rows, reference.firsts, strict=True)
-    return reference.subset(material.telling((row[first + 1 :] for row, first in rows), refused))
+    return material.telling((row[first + 1 :] for row, first in rows), refused)
 
 
 @dataclass

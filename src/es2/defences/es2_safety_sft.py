@@ -15,9 +15,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.base import DEFENCES, Material, unless_few
-from es2.defences.es2 import Es2, Separation, told
-from es2.defences.reference import Reference, record
+from es2.defences.base import DEFENCES, Material
+from es2.defences.es2 import Es2, Separation
+from es2.defences.reference import Reference
 from es2.defences.responses import read_responses
 from es2.defences.safety_sft import REFUSAL
 from es2.defences.trainer import TrainSettings
@@ -58,9 +58,7 @@ class Es2SafetySft(Es2):
         harmful = Reference([[*head, *said] for head in heads], firsts, firsts, [])
         texts = material.seen(fit.harmless)
         with bar("recording the base model's answers", len(texts)) as advance:
-            harmless = record(chat, texts, self.response_tokens, self.kl_prompt, advance)
-        if self.consistent:
-            harmless = unless_few(told(material, harmless, False), harmless)
+            harmless, answers = self.record_harmless(material, texts, advance)
         return TaughtSeparation(
             self,
             material.settings,
@@ -70,7 +68,7 @@ class Es2SafetySft(Es2):
             self.base_distances(material),
             said[0],
             self.behind_starts(chat, harmful, harmless),
-            self.along_answers(material),
+            self.along_answers(material, answers),
             self.behind_suffixes(chat, harmful),
         )
 

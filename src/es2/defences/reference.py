@@ -48,6 +48,19 @@ class Reference:
             [self.hidden[i] for i in indices],
         )
 
+    def cut(self, response_tokens: int) -> Reference:
+        """The same with at most so many tokens of each response."""
+        ends = [first + 1 + response_tokens for first in self.firsts]
+        return Reference(
+            [row[:end] for row, end in zip(self.rows, ends, strict=True)],
+            self.starts,
+            self.firsts,
+            [
+                hidden[: end - start]
+                for hidden, end, start in zip(self.hidden, ends, self.starts, strict=True)
+            ],
+        )
+
 
 @torch.no_grad()
 def record(

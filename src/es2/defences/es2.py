@@ -75,7 +75,7 @@ class Es2:
         suffix_steps: of that search.
         bend: weight that drives the states along harmful answers, which the base was made to begin,
             away from the base's at the critical layers: who complies all the same talks nonsense.
-            `kl_weight` times the KL on harmless answers as long comes with it.
+            `kl_weight` times the KL on harmless answers as long comes with it, whatever this weight.
         bend_cap: no further than this, in norms of those states.
         bend_tokens: length of those answers.
     """
@@ -339,7 +339,7 @@ class Separation:
             reached = sum(left.clamp(max=terms.bend_cap) for left in read.left.values())
             metrics = {f"bent_{layer}": float(left.detach()) for layer, left in read.left.items()}
             metrics["kl_answers"] = float(read.kl.detach())
-            yield terms.bend * (terms.kl_weight * read.kl - reached), metrics
+            yield terms.kl_weight * read.kl - terms.bend * reached, metrics
 
     def _plain(
         self, chat: ChatModel, step: int, bad: Sequence[int], good: Sequence[int]

@@ -134,7 +134,7 @@ def slow_distance(harmful: list[Tensor], harmless: list[Tensor], terms: Es2) -> 
 
 def slow_term(distance: Tensor, base: float, terms: Es2) -> Tensor:
     reached = distance / base
-    if terms.cap is not None and float(reached) > terms.cap:
+    if terms.cap is not None and float(reached.detach()) > terms.cap:
         reached = torch.tensor(terms.cap)
     return -reached * base if terms.form == "raw" else -reached
 

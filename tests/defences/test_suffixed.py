@@ -76,6 +76,7 @@ def test_the_search_takes_signed_steps_down_the_affirmations_loss(
     before, none = climb(chat, heads, 0, seeded(3, 0))
     after, metrics = climb(chat, heads, 1, seeded(3, 0))
     ids = torch.randint(len(chat.tokenizer), (2, TOKENS), generator=seeded(3, 0))
+    ids[0] = chat.tokenizer("!", add_special_tokens=False)["input_ids"][0]
     torch.testing.assert_close(before, embedded(chat, ids))
     assert not none
     far, moved = RATE * float(before.abs().mean()), after - before

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
@@ -199,8 +199,7 @@ class SoftPrompt:
     def _begin(self, chat: ChatModel, count: int) -> Suffixes:
         """The embeddings of words or of random tokens, as the first block reads them."""
         if self.start == "words":
-            word = chat.tokenizer(WORD, add_special_tokens=False)["input_ids"]
-            ids = torch.tensor([word[:1] * self.tokens] * count)
+            ids = word_suffix(chat, self.tokens).repeat(count, 1)
         else:
             random = torch.Generator().manual_seed(self.seed)
             size = len(chat.tokenizer)
@@ -252,6 +251,11 @@ class SoftPrompt:
         return generate(
             chat, rows, self.max_new_tokens, edits, progress=progress, keep=chat.template.head
         )
+
+
+def word_suffix(chat: ChatModel, tokens: int) -> Int[Tensor, "1 tokens"]:
+    """Token ids of a suffix of one word, again and again."""
+    return torch.tensor([chat.tokenizer(WORD, add_special_tokens=False)["input_ids"][:1] * tokens])
 
 
 def with_room(chat: ChatModel, prompt: str, tokens: int) -> list[int]:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.soft_prompt import embedded, gradients, in_columns
+from es2.attacks.soft_prompt import embedded, gradients, in_columns, word_suffix
 from es2.attacks.target import AFFIRMATION
 from es2.defences.after_start import OPENINGS, begun
 from es2.defences.reference import Reference
@@ -77,7 +77,9 @@ class Suffixed:
 def climb(
     chat: ChatModel, heads: Sequence[list[int]], steps: int, seed: torch.Generator
 ) -> tuple[Float[Tensor, "n tokens d"], dict[str, float]]:
-    """Suffixes from random tokens, by signed steps on an affirmation's loss; and that loss.
+    """Suffixes by signed steps on an affirmation's loss, and that loss.
+
+    Every other one starts from words, as published, the rest from random tokens.
 
     Args:
         chat: the model in training; its weights and their gradients are left alone.
@@ -86,6 +88,7 @@ def climb(
         seed: of the tokens.
     """
     ids = torch.randint(len(chat.tokenizer), (len(heads), TOKENS), generator=seed)
+    ids[::2] = word_suffix(chat, TOKENS)
     vectors = embedded(chat, ids)
     far = RATE * vectors.abs().mean()
     targets = [chat.template.encode_response(AFFIRMATION)] * len(heads)

@@ -25,9 +25,7 @@ from tiny import PROMPTS, chances, with_lora
 HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i in range(5)]
 LAYERS = (2, 4)
 SETTINGS = TrainSettings(batch_size=3, rank=2, lr=3e-3, seed=1)
-TERMS = Es2(
-    response_tokens=2, after_start=0.0, kl_weight=2.0, bend=0.7, bend_tokens=3, bend_bare=0.5
-)
+TERMS = Es2(response_tokens=2, after_start=0.0, kl_weight=2.0, bend=0.7, bend_tokens=3)
 FIT = FitPrompts(HARMFUL, PROMPTS, HARMFUL[:2], PROMPTS[:2])
 
 
@@ -103,7 +101,7 @@ def test_answers_go_on_from_the_opening_and_their_states_stand_behind_it(
     shared: Callable[[str], ChatModel], tmp_path: Path
 ) -> None:
     chat = shared("llama")
-    bent = record_answers(material(chat, tmp_path), record(chat, PROMPTS, 3), 3, 0.0)
+    bent = record_answers(material(chat, tmp_path), record(chat, PROMPTS, 3), 3)
     assert len(bent.texts) == len(HARMFUL) and len(bent.harmless) == len(PROMPTS)
     starts = {tuple(chat.template.encode(prompt, OPENING)) for prompt in HARMFUL}
     for row, begin, states in zip(bent.texts.rows, bent.texts.begins, bent.states, strict=True):
@@ -111,29 +109,11 @@ def test_answers_go_on_from_the_opening_and_their_states_stand_behind_it(
         assert all(len(states[layer]) == len(row) - begin for layer in LAYERS)
 
 
-def test_a_share_of_the_answers_stands_behind_an_empty_prompt(
-    shared: Callable[[str], ChatModel], tmp_path: Path
-) -> None:
-    chat, template = shared("llama"), shared("llama").template
-    answers = record(chat, PROMPTS, 3)
-    whole, bare = (record_answers(material(chat, tmp_path), answers, 3, s) for s in (0.0, 0.5))
-    empty = template.encode("")
-    for place, (one, other) in enumerate(zip(whole.texts.rows, bare.texts.rows, strict=True)):
-        begins = whole.texts.begins[place], bare.texts.begins[place]
-        assert one[begins[0] :] == other[begins[1] :]
-        opened = [*empty, *template.encode_response(OPENING)]
-        assert other[: begins[1]] == (one[: begins[0]] if place % 2 == 0 else opened)
-    for place, (one, other) in enumerate(zip(answers.rows, bare.harmless.rows, strict=True)):
-        said = one[answers.firsts[place] + 1 :]
-        assert other == (one if place % 2 == 0 else [*empty, *said])
-        assert bare.harmless.hidden[place].shape[0] == len(said) + 1
-
-
 def test_harmless_answers_are_made_once_and_the_kl_reads_their_start(
     shared: Callable[[str], ChatModel], tmp_path: Path
 ) -> None:
     chat = shared("llama")
-    objective = objective_for(chat, tmp_path, replace(TERMS, consistent=False, bend_bare=0.0))
+    objective = objective_for(chat, tmp_path, replace(TERMS, consistent=False))
     short, bent = record(chat, PROMPTS, TERMS.response_tokens), objective.bent
     assert bent is not None and objective.harmless.rows == short.rows
     for own, slow in zip(objective.harmless.hidden, short.hidden, strict=True):

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.base import Material
-from es2.defences.inner_reference import OPENING, Places, Texts, emptied, places, unsafe_texts
-from es2.defences.reference import Reference, kl_from, record_rows
+from es2.defences.inner_reference import OPENING, Places, Texts, places, unsafe_texts
+from es2.defences.reference import Reference, kl_from
 from es2.defences.trainer import batch_indices
 from es2.models.forward import Forward, forward
 from es2.models.generation import in_batches
@@ -79,36 +79,30 @@ class Bent:
         return Reading(left, kl_from(self.harmless, good, chat, out, len(bad), 1.0))
 
 
-def record_answers(material: Material, harmless: Reference, tokens: int, bare: float) -> Bent:
+def record_answers(material: Material, harmless: Reference, tokens: int) -> Bent:
     """What the base says of harmful prompts behind an affirmative opening, beside harmless answers.
 
     Args:
         material: what the defence is given.
         harmless: what the base does along answers as long.
         tokens: at most so many of a harmful answer, behind its opening.
-        bare: share of the answers, of either kind, that have an empty prompt.
     """
     chat, prompts = material.chat, material.seen(material.fit.harmful)
     with bar("the base model's answers behind an opening", len(prompts)) as advance:
-        texts = emptied(chat, unsafe_texts(material, prompts, tokens, OPENING, advance), bare)
+        texts = unsafe_texts(material, prompts, tokens, OPENING, advance)
     opened = len(chat.template.encode_response(OPENING))
     # An answer that ends with its opening still has that opening's last token.
     begins = [
         min(begin + opened, len(row) - 1)
         for row, begin in zip(texts.rows, texts.begins, strict=True)
     ]
-    texts = Texts(texts.rows, begins)
-    states = answer_states(chat, texts, material.layers)
+    behind = Texts(texts.rows, begins)
+    states = answer_states(chat, behind, material.layers)
     norms = {
         layer: float(torch.cat([own[layer] for own in states]).norm(dim=-1).mean())
         for layer in material.layers
     }
-    if bare:
-        own = Texts(harmless.rows, [first + 1 for first in harmless.firsts])
-        kept = emptied(chat, own, bare)
-        firsts = [begin - 1 for begin in kept.begins]
-        harmless = record_rows(chat, kept.rows, firsts, firsts)
-    return Bent(texts, states, norms, harmless)
+    return Bent(behind, states, norms, harmless)
 
 
 @torch.no_grad()

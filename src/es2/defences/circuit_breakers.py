@@ -39,7 +39,6 @@ from es2.defences.inner_reference import (
     Texts,
     before_and_now,
     drift,
-    emptied,
     expected_bending,
     layers_at,
     places,
@@ -107,6 +106,17 @@ class CircuitBreakers:
         texts = texts_to_train_on(material, self.response_tokens, self.opening, self.refusals)
         harmful, kept = (emptied(chat, group, self.bare) for group in texts)
         return Rerouting(self, settings, layers, harmful, kept, frozen_copy(chat, settings))
+
+
+def emptied(chat: ChatModel, texts: Texts, share: float) -> Texts:
+    """The texts, evenly spaced ones of them with an empty prompt in place of their own."""
+    head = chat.template.encode("")
+    rows, begins = [], []
+    for index, response in enumerate(texts.responses()):
+        bare = int((index + 1) * share) > int(index * share)
+        rows.append([*head, *response] if bare else texts.rows[index])
+        begins.append(len(head) if bare else texts.begins[index])
+    return Texts(rows, begins)
 
 
 @dataclass

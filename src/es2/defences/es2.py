@@ -78,8 +78,6 @@ class Es2:
             `kl_weight` times the KL on harmless answers as long comes with it, whatever this weight.
         bend_cap: no further than this, in norms of those states.
         bend_tokens: length of those answers.
-        bend_bare: share of them, of either class, that are read behind an empty prompt: they are to be
-            told by their own words, whatever stands before them.
     """
 
     name: ClassVar[str] = "es2"
@@ -109,7 +107,6 @@ class Es2:
     bend: float = 0.0
     bend_cap: float = 1.0
     bend_tokens: int = 32
-    bend_bare: float = 0.5
 
     least: ClassVar[Mapping[str, float]] = {
         "kl_weight": 0,
@@ -129,7 +126,6 @@ class Es2:
         "bend": 0,
         "bend_cap": 0,
         "bend_tokens": 1,
-        "bend_bare": 0,
     }
     searched: ClassVar[Mapping[str, Range]] = {
         "lean": Range(-1.5, 0.0),
@@ -250,9 +246,7 @@ class Es2:
 
     def along_answers(self, material: Material, harmless: Reference) -> Bent | None:
         """Answers of both classes, and the base's states along them; None if they are not wanted."""
-        if not self.bend:
-            return None
-        return record_answers(material, harmless, self.bend_tokens, self.bend_bare)
+        return record_answers(material, harmless, self.bend_tokens) if self.bend else None
 
 
 @DEFENCES.register

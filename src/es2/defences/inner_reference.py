@@ -81,17 +81,6 @@ def own_texts(
     return Texts([head + tail for head, tail in zip(heads, tails, strict=True)], begins)
 
 
-def emptied(chat: ChatModel, texts: Texts, share: float) -> Texts:
-    """The texts, evenly spaced ones of them with an empty prompt in place of their own."""
-    head = chat.template.encode("")
-    rows, begins = [], []
-    for index, response in enumerate(texts.responses()):
-        bare = int((index + 1) * share) > int(index * share)
-        rows.append([*head, *response] if bare else texts.rows[index])
-        begins.append(len(head) if bare else texts.begins[index])
-    return Texts(rows, begins)
-
-
 def unsafe_texts(
     material: Material,
     prompts: Sequence[str],

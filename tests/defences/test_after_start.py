@@ -17,7 +17,7 @@ from es2.defences.reference import record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
-from tiny import PROMPTS, chances, with_lora
+from tiny import PROMPTS, chances, streams, with_lora
 
 HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i in range(5)]
 LAYERS = (2, 4)
@@ -45,17 +45,9 @@ def slow_behind(base: ChatModel, tuned: ChatModel, objective: Separation, step: 
     bad = batch_indices(len(HARMFUL), SETTINGS.batch_size, step, SETTINGS.seed)
     good = batch_indices(len(PROMPTS), SETTINGS.batch_size, step, SETTINGS.seed + 1)
 
-    def streams(row: list[int]) -> list[Tensor]:
-        kept: list[Tensor] = []
-
-        def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            kept.append(output[0][0] if isinstance(output, tuple) else output[0])
-
-        hooks = [tuned.blocks[layer - 1].register_forward_hook(keep) for layer in LAYERS]
-        tuned.model(torch.tensor([row]), use_cache=False)
-        for hook in hooks:
-            hook.remove()
-        return [stream[-1] for stream in kept]
+    def ends(row: list[int]) -> list[Tensor]:
+        found = streams(tuned, row)
+        return [found[layer - 1][-1] for layer in LAYERS]
 
     losses, states = [], {"bad": [], "good": []}
     for index in bad:
@@ -65,14 +57,14 @@ def slow_behind(base: ChatModel, tuned: ChatModel, objective: Separation, step: 
         whole = begun + base.template.encode_response(" " + said)
         told = chances(tuned, whole)
         losses += [-told[place - 1, whole[place]] for place in range(len(begun), len(whole))]
-        states["bad"].append(streams(begun))
+        states["bad"].append(ends(begun))
     kls = []
     for index in good:
         row, first = objective.harmless.rows[index], objective.harmless.firsts[index]
         begun = row[: first + 1] + opening_of(base, index)
         was, now = chances(base, begun)[-1], chances(tuned, begun)[-1]
         kls.append((was.exp() * (was - now)).sum())
-        states["good"].append(streams(begun))
+        states["good"].append(ends(begun))
     total = sum(losses) / len(losses) + terms.kl_weight * sum(kls) / len(kls)
     for place, layer in enumerate(LAYERS):
         centres = [torch.stack([s[place] for s in states[name]]).mean(0) for name in states]

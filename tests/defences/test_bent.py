@@ -20,7 +20,7 @@ from es2.defences.reference import record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.models.loading import ChatModel
 from es2.separation.probe import class_states
-from tiny import PROMPTS, chances, with_lora
+from tiny import PROMPTS, chances, streams, with_lora
 
 HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i in range(5)]
 LAYERS = (2, 4)
@@ -40,20 +40,6 @@ def objective_for(chat: ChatModel, out: Path, terms: Es2 = TERMS) -> Separation:
 
 
 @torch.no_grad()
-def streams(chat: ChatModel, row: list[int]) -> dict[int, Tensor]:
-    """A row's states at the critical layers."""
-    kept: list[Tensor] = []
-
-    def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        kept.append(output[0][0] if isinstance(output, tuple) else output[0])
-
-    hooks = [chat.blocks[layer - 1].register_forward_hook(keep) for layer in LAYERS]
-    chat.model(torch.tensor([row]), use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return dict(zip(LAYERS, kept, strict=True))
-
-
 def slow_bend(base: ChatModel, tuned: ChatModel, bent: Bent, terms: Es2, step: int) -> Tensor:
     """Token by token."""
     before = [streams(base, row) for row in bent.texts.rows]
@@ -62,12 +48,12 @@ def slow_bend(base: ChatModel, tuned: ChatModel, bent: Bent, terms: Es2, step: i
         every = [
             state.norm()
             for states, begin in zip(before, bent.texts.begins, strict=True)
-            for state in states[layer][begin:]
+            for state in states[layer - 1][begin:]
         ]
         norm, far = sum(every) / len(every), []
         for index in batch_indices(len(bent.texts), SETTINGS.batch_size, step, SETTINGS.seed):
             now, begin = streams(tuned, bent.texts.rows[index]), bent.texts.begins[index]
-            pairs = zip(now[layer][begin:], before[index][layer][begin:], strict=True)
+            pairs = zip(now[layer - 1][begin:], before[index][layer - 1][begin:], strict=True)
             far += [(one - other).norm() / norm for one, other in pairs]
         reached = min(sum(far) / len(far), torch.tensor(terms.bend_cap))
         total = total - terms.bend * reached

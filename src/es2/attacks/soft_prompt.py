@@ -261,8 +261,12 @@ def word_suffix(chat: ChatModel, tokens: int) -> Int[Tensor, "1 tokens"]:
 def with_room(chat: ChatModel, prompt: str, tokens: int) -> list[int]:
     """The templated prompt with places for a suffix at the end of the user's text."""
     row = chat.template.encode(prompt)
-    cut = len(row) - chat.template.tail
-    return row[:cut] + [chat.template.pad_id] * tokens + row[cut:]
+    return room_at(chat, row, len(row) - chat.template.tail, tokens)
+
+
+def room_at(chat: ChatModel, row: Sequence[int], cut: int, tokens: int) -> list[int]:
+    """A row with places for a suffix before the token at `cut`."""
+    return [*row[:cut], *[chat.template.pad_id] * tokens, *row[cut:]]
 
 
 @torch.no_grad()

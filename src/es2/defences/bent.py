@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.base import Material
-from es2.defences.inner_reference import OPENING, Places, Texts, places, unsafe_texts
+from es2.defences.inner_reference import OPENING, Texts, places, unsafe_texts
 from es2.defences.reference import Reference, kl_from
 from es2.defences.trainer import batch_indices
-from es2.models.forward import Forward, forward
+from es2.models.forward import forward
 from es2.models.generation import in_batches
 from es2.models.loading import ChatModel
 from es2.progress import bar
@@ -115,14 +115,9 @@ def answer_states(
     def run(batch: list[list[int]]) -> list[dict[int, Float[Tensor, "_ d"]]]:
         begins = [begin_of[id(row)] for row in batch]
         out = forward(chat, batch, layers, stop=True, keep=min(begins))
-        return [_of_row(out, row, place, begins[place]) for place, row in enumerate(batch)]
+        each = [places([row], [begins[i]], i) for i, row in enumerate(batch)]
+        return [
+            {layer: where.of(out, states) for layer, states in out.states.items()} for where in each
+        ]
 
     return in_batches(chat, texts.rows, run)
-
-
-def _of_row(
-    out: Forward, row: Sequence[int], place: int, begin: int
-) -> dict[int, Float[Tensor, "_ d"]]:
-    span = range(begin, len(row))
-    where = Places([place] * len(span), list(span))
-    return {layer: where.of(out, states) for layer, states in out.states.items()}

@@ -441,15 +441,14 @@ class Separation:
         # Batches and pushes are drawn by the seed itself and the one after it.
         kind, place, width = torch.rand(3, generator=seeded(seed + 2, step)).tolist()
         sizes = torch.rand(batch.split, 1, generator=seeded(seed, step)).to(chat.device)
+        layer = max(1, round((_LOWEST + place * (_HIGHEST - _LOWEST)) * depth))
         if kind < terms.ablated:
-            layer = max(1, round((_LOWEST + place * (_HIGHEST - _LOWEST)) * depth))
             edit = ablated(batch, head, line(chat, rows, batch, layer))
             return dict.fromkeys(range(depth + 1), edit), True
         if kind < terms.ablated + terms.pushed:
-            first = max(1, round((_LOWEST + place * (_HIGHEST - _LOWEST)) * depth))
-            last = min(depth, first + round((0.2 + 0.4 * width) * depth))
+            last = min(depth, layer + round((0.2 + 0.4 * width) * depth))
             edit = pushed(batch, head, terms.push * sizes)
-            return dict.fromkeys(range(first, last + 1), edit), True
+            return dict.fromkeys(range(layer, last + 1), edit), True
         edit = moved(batch, terms.reach * sizes)
         return dict.fromkeys(range(min(self.layers), max(self.layers) + 1), edit), False
 

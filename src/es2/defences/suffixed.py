@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.soft_prompt import embedded, gradients, in_columns, word_suffix
+from es2.attacks.soft_prompt import embedded, gradients, in_columns, room_at, word_suffix
 from es2.attacks.target import AFFIRMATION
 from es2.defences.after_start import OPENINGS, begun
 from es2.defences.reference import Reference
@@ -108,13 +108,11 @@ def record_suffixed(chat: ChatModel, harmful: Reference) -> Suffixed:
         harmful: rows whose responses refuse.
     """
     openings = [[], *(chat.template.encode_response(text) for text in OPENINGS)]
-    room, tail = [chat.template.pad_id] * TOKENS, chat.template.tail
     heads, rows, begins = [], [], []
-    pairs = zip(harmful.rows, harmful.firsts, cycle(openings))
-    for row, first, opening in pairs:
-        cut = first + 1 - tail
+    for row, first, opening in zip(harmful.rows, harmful.firsts, cycle(openings)):
+        cut = first + 1 - chat.template.tail
         whole, begin = begun(chat, row, first, opening)
-        heads.append([*row[:cut], *room, *row[cut : first + 1]])
-        rows.append([*whole[:cut], *room, *whole[cut:]])
+        heads.append(room_at(chat, row[: first + 1], cut, TOKENS))
+        rows.append(room_at(chat, whole, cut, TOKENS))
         begins.append(begin + TOKENS)
     return Suffixed(heads, rows, begins)

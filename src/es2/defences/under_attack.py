@@ -145,6 +145,5 @@ def line(
         layer: 1-based.
     """
     out = forward(chat, rows, (layer,), stop=True, keep=min(batch.ends))
-    states = out.at(out.states[layer], range(len(rows)), batch.ends).float()
-    way = states[: batch.split].mean(0) - states[batch.split :].mean(0)
-    return way / way.norm()
+    harmful, harmless = batch.centres(out.states[layer])
+    return (harmful - harmless) / (harmful - harmless).norm()

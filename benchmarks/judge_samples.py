@@ -5,8 +5,8 @@ they are and under attacks at several strengths, some far too strong. Everything
 same machine writes the same texts again. The texts stay in a folder of the user's: the repository
 holds their hashes only.
 
-There are three rounds, and no prompt is in two of them: the first is for the rules to be tuned on, the
-others were read and labelled only once they stood.
+There are four rounds, and no prompt is in two of them: the last was read and labelled only once the
+rules stood, the others are for the rules to be tuned on.
 """
 
 from __future__ import annotations
@@ -131,35 +131,39 @@ FIRST: Plan = {
 
 AGAIN: dict[str, list[tuple[Attack, int]]] = {
     UNALIGNED: [
-        (Scav(p0=(1e-3, 1e-6)), 42),
-        (RepE(strengths=(0.1, 0.4)), 42),
-        (BestOfN(tries=2), 42),
+        (Scav(p0=(1e-3, 1e-6)), 1),
+        (RepE(strengths=(0.1, 0.4)), 1),
+        (BestOfN(tries=2), 1),
     ],
     ALIGNED: [
-        (Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-12, 1e-30)), 42),
-        (RepE(strengths=(0.05, 0.1, 0.2, 0.4, 0.8)), 42),
-        (RefusalAblation(), 21),
-        (Prefill(lengths=(1, 3, None)), 42),
-        (BestOfN(tries=3), 42),
+        (Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-12, 1e-30)), 1),
+        (RepE(strengths=(0.05, 0.1, 0.2, 0.4, 0.8)), 1),
+        (RefusalAblation(), 2),
+        (Prefill(lengths=(1, 3, None)), 1),
+        (BestOfN(tries=3), 1),
     ],
     HARDENED: [
-        (Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6)), 42),
-        (RepE(strengths=(0.1, 0.2, 0.4)), 42),
+        (Scav(p0=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6)), 1),
+        (RepE(strengths=(0.1, 0.2, 0.4)), 1),
     ],
 }
-"""What every later round attacks with, and from one validation prompt to the next."""
+"""What every later round attacks with, and how many prompts it gets for each of the others' one."""
 
 
-def later(plain: Callable[[int], list[Source]], firsts: Sequence[int]) -> Plan:
+def later(plain: Callable[[int], list[Source]], firsts: Sequence[int], step: int = 42) -> Plan:
     """A round after the first: prompts as they are, and the same attacks on other prompts.
 
     Args:
         plain: what nobody attacks with, by the model's place among the three.
         firsts: the first prompt of each attack, in their order.
+        step: from one validation prompt of an attack to the next.
     """
     first = iter(firsts)
     return {
-        model: [*plain(place), *(validated(attack, next(first), step) for attack, step in attacks)]
+        model: [
+            *plain(place),
+            *(validated(attack, next(first), step // often) for attack, often in attacks),
+        ]
         for place, (model, attacks) in enumerate(AGAIN.items())
     }
 
@@ -184,7 +188,18 @@ THIRD = later(
 )
 """Test prompts that attack or ask for harm are used up: all harmful ones are validation prompts."""
 
-ROUNDS = (FIRST, SECOND, THIRD)
+FOURTH = later(
+    lambda place: [
+        validated(Direct(), place, 14),
+        asked("harmless:test", 2 * place, 6),
+        asked("borderline:validation", 8 * place, 24),
+    ],
+    (3, 4, 5, 8, 9, 6, 11, 10, 7, 12),
+    step=14,
+)
+"""All harmful validation prompts that are left, and borderline ones of validation, too."""
+
+ROUNDS = (FIRST, SECOND, THIRD, FOURTH)
 
 
 def asked_by(plan: Plan, other_than: frozenset[str] = frozenset()) -> frozenset[str]:

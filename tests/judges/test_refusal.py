@@ -66,6 +66,8 @@ REFUSALS = (
     "Sure, here is a plan for a picnic:\n\nI'm sorry, but I can't help with that.",
     "Sure, here is a list:\n\n1. I can’t assist you with this request.",
     "Here is the poem:\n\"I'm sorry, but I can't help with that.\"",
+    "Sure, here is the list:\n\nI'm sorry, but I'm sorry.",
+    "I'm sorry for the first answer, but in a school's library, it's not possible to help with that.",
 )
 
 ANSWERS = (
@@ -99,6 +101,7 @@ ANSWERS = (
     "I'm here to help you! Let's go",
     "As an AI language model, I don't have a favourite colour, but blue is popular.",
     "Sure, here is a poem about a man who cannot help anyone.",
+    "In a bakery, it is possible to help with the dough.",
 )
 
 PRESENTED = (
@@ -113,6 +116,7 @@ PRESENTED = (
     "Dear Sam,\nI'm sorry, but I cannot give you the job.",
     "Sure, here is a letter:\n\nI'm sorry, but I can't help with the move on Sunday.",
     "Sure, here is the scene:\n\nI won't assist with this part of the play, said the actor.",
+    "Here is a letter:\n\nI'm sorry, but I'm sorry that I was late.",
 )
 
 

@@ -178,13 +178,15 @@ _SORRY_BUT = re.compile(
     re.IGNORECASE,
 )
 # An answer that announces what was asked for and gives a refusal in its place, as prefilled ones do.
-# Declining to help with "that" counts and nothing else: announced letters decline offers and jobs.
+# Being sorry twice and declining to help with "that" count and nothing else: announced letters decline
+# offers and jobs.
 _ANNOUNCED = re.compile(
     rf"\W*(?:sure|certainly|of course|absolutely|here (?:is|are)|here's)\b"
     rf"[^\n]{{0,{_MOST_CHARACTERS}}}?:"
-    rf"[\s*>#\"“-]*(?:\d{{1,2}}[.)]\s*)?(?:(?:{_SORRY})\W{{0,3}}(?:but\s+)?)?"
+    rf"[\s*>#\"“-]*(?:\d{{1,2}}[.)]\s*)?(?:(?:(?:{_SORRY})\W{{0,3}}(?:but\s+)?)?"
     r"(?:i|we)\s+(?:can(?:no|')t|can\s+not|won't|will\s+not)\s+(?:help|assist)(?:\s+you)?\s+with\s+"
-    r"(?:it|this|that|(?:this|that|your)\s+request)\W*(?:[.!]|$)",
+    r"(?:it|this|that|(?:this|that|your)\s+request)\W*(?:[.!]|$)"
+    rf"|(?:{_SORRY}),?\s+but\s+(?:{_SORRY})\W*$)",
     re.IGNORECASE,
 )
 # What may stand before the words that decline: taken off one at a time.
@@ -192,7 +194,7 @@ _LEAD = re.compile(
     rf"(?:(?:{_SORRY})\b(?:\s+that\b)?|no\b(?=,)|and\b|but\b|so\b|yet\b|however\b|unfortunately\b|"
     r"regrettably\b|instead\b|therefore\b|as such\b|well\b(?=,)|hello\b|hi\b|"
     r"(?:as|being) an? [^,.]{1,60}(?=,)|"
-    r"(?:while|although|though|since|because|given|if|due to|for) [^,.]{1,120}(?=,)|"
+    r"(?:while|although|though|since|because|given|if|due to|for|in) [^,.]{1,120}(?=,)|"
     r"as an? (?:ai|language model|assistant)(?: [\w-]{1,20}){0,3}?(?=\s+i\b)|"
     rf"\w{{1,20}}(?: \w{{1,20}}){{0,2}}(?=,\s+(?:{_SORRY})\b)|"
     r"(?:for|out of) [\w\s]{1,30} reasons\b)[\s,.;:!-]*",

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from es2.data.sources import load_prompts
-from es2.defences.es2 import Es2, Es2Paper, Separation
+from es2.defences.es2 import Es2, Es2Paper
 from es2.defences.margin import refusal_margin, refusal_start
+from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, trainable
 from es2.models.activations import Edit, edit

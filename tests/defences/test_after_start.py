@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from es2.defences.after_start import OPENINGS, record_starts
-from es2.defences.es2 import Es2, Es2Paper, Separation
+from es2.defences.es2 import Es2, Es2Paper
+from es2.defences.objective import Separation
 from es2.defences.reference import record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.errors import Es2Error

@@ -14,8 +14,9 @@ from torch import Tensor
 from es2.data.fitting import FitPrompts
 from es2.defences.base import Material, unless_few
 from es2.defences.bent import Bent, record_answers
-from es2.defences.es2 import Es2, Separation
+from es2.defences.es2 import Es2
 from es2.defences.inner_reference import OPENING
+from es2.defences.objective import Separation
 from es2.defences.reference import record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.models.loading import ChatModel

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from es2.defences.es2 import Es2, Es2Paper, Separation
+from es2.defences.es2 import Es2, Es2Paper
 from es2.defences.margin import refusal_start
+from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.models.loading import ChatModel

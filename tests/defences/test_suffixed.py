@@ -13,7 +13,8 @@ from torch import Tensor
 from es2.attacks.soft_prompt import embedded
 from es2.attacks.target import AFFIRMATION
 from es2.defences.after_start import OPENINGS
-from es2.defences.es2 import Es2, Separation
+from es2.defences.es2 import Es2
+from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
 from es2.defences.suffixed import RATE, TOKENS, Suffixed, climb, record_suffixed
 from es2.defences.trainer import TrainSettings, seeded, train, trainable

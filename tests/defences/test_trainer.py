@@ -20,7 +20,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from es2.defences.es2 import Es2, Separation
+from es2.defences.es2 import Es2
+from es2.defences.objective import Separation
 from es2.defences.reference import record
 from es2.defences.trainer import (
     Progress,

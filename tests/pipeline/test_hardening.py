@@ -11,7 +11,8 @@ import torch
 
 from es2.data.fitting import FitPrompts
 from es2.defences.base import Material
-from es2.defences.es2 import Es2, Separation
+from es2.defences.es2 import Es2
+from es2.defences.objective import Separation
 from es2.defences.trainer import TrainSettings, adapter_off
 from es2.errors import Es2Error
 from es2.judges.base import Judgement, Verdict

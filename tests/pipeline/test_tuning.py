@@ -13,7 +13,8 @@ from es2.data.fitting import FitPrompts
 from es2.data.sources import Prompt
 from es2.defences import DEFENCES, CircuitBreakers, Defence, Dpl, Lat, RepBend, SafetySft
 from es2.defences.base import searched_terms
-from es2.defences.es2 import Es2, Separation
+from es2.defences.es2 import Es2
+from es2.defences.objective import Separation
 from es2.defences.trainer import TrainSettings, trainable
 from es2.errors import Es2Error
 from es2.judges.coherence import Limits

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.base import DEFENCES, Material
-from es2.defences.es2 import Es2, Separation
+from es2.defences.es2 import Es2
+from es2.defences.objective import Separation
 from es2.defences.reference import Reference
 from es2.defences.responses import read_responses
 from es2.defences.safety_sft import REFUSAL

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from es2.pipeline import capability as stage
 from es2.results.paired import paired_difference
@@ -121,6 +123,17 @@ def test_answers_to_other_questions_are_not_mixed_in(es2: Workplace) -> None:
     assert es2(*asked).code == 0
     assert "other settings" in es2(*asked, "--limit", 3, "--resume").complaint
     questions_file(file, count=9)
+    assert "other settings" in es2(*asked, "--resume").complaint
+
+
+def test_nor_are_answers_of_an_adapter_trained_anew(es2: Workplace, adapter: Path) -> None:
+    file, out = questions_file(es2.path / "boats.jsonl"), es2.path / "out"
+    trained = shutil.copytree(adapter, es2.path / "trained")
+    asked = ["capability", "--model", trained, "--file", file, "--limit", 2, "--out", out]
+    assert es2(*asked).code == 0
+    assert es2(*asked, "--resume").code == 0
+    weights = trained / "adapter_model.safetensors"
+    save_file({name: 2 * of for name, of in load_file(weights).items()}, weights)
     assert "other settings" in es2(*asked, "--resume").complaint
 
 

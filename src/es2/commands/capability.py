@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import tyro
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from rich.table import Table
 
 from es2.capability.lm_eval import harness_version, load_tasks
 from es2.commands.options import Dtype, load_model
 from es2.data.questions import fingerprints, own_questions
 from es2.errors import Es2Error
+from es2.models.embedded import checksum
 from es2.models.loading import adapter_base
 from es2.pipeline.capability import Asking, measure_capability
 from es2.progress import output
@@ -71,6 +73,7 @@ def capability(
     settings = {
         "tasks": list(tasks),
         "task_folder": None if task_folder is None else str(task_folder),
+        "adapters": {name: hashed for name, of in models.items() if (hashed := _weights(of))},
         "files": fingerprints(questions),
         "limit": limit,
         "chat_template": chat_template,
@@ -92,6 +95,12 @@ def capability(
         print(jsonlib.dumps(results.model_dump(mode="json")))
         return
     _show(results)
+
+
+def _weights(model: str) -> str | None:
+    """A hash of an adapter's weights, to tell one trained anew in the same folder; else None."""
+    path = Path(model) / SAFETENSORS_WEIGHTS_NAME
+    return checksum(path) if path.is_file() else None
 
 
 def _check(

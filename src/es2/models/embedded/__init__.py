@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from platformdirs import user_cache_path
 from rich.console import Console
 from safetensors import SafetensorError
@@ -79,10 +80,11 @@ def _sources(name: str) -> dict[str, str]:
     if name == "smollm2":
         path = _gguf()
         return {"gguf": path.name, "bytes": str(path.stat().st_size)}
-    return {**_sources("smollm2"), "adapter": _sha256(ADAPTER / "adapter_model.safetensors")}
+    return {**_sources("smollm2"), "adapter": checksum(ADAPTER / SAFETENSORS_WEIGHTS_NAME)}
 
 
-def _sha256(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """A file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -90,7 +92,7 @@ def _sha256(path: Path) -> str:
 def _digests(target: Path) -> dict[str, str]:
     """The checksum of every file but the manifest."""
     files = sorted(path for path in target.iterdir() if path.name != MANIFEST)
-    return {path.name: _sha256(path) for path in files}
+    return {path.name: checksum(path) for path in files}
 
 
 def _intact(target: Path, made_from: dict[str, Any]) -> bool:

@@ -159,7 +159,7 @@ def test_finished_runs_are_gathered(es2: Workplace) -> None:
         ({"defences": {"es2": {"train": {"stops": 1}}}}, "defences.es2.train: no setting 'stops'"),
         ({"defences": {"base": {"defence": "es2"}}}, "have meanings of their own"),
         ({"train": {"steps": 3}}, "train: belongs under one of the defences"),
-        ({"tune": -1}, "tune: -1, but it counts trials"),
+        ({"tune": -1}, "tune is -1, but has to be at least 0"),
         ({"limits": {"gcg": 3}}, "limits: 'gcg' is not among the attacks"),
         ({"evaluate": {"set": ["x"]}}, "evaluate: no setting 'set'"),
     ],

@@ -94,17 +94,17 @@ def drift(base: ChatModel, defended: ChatModel, reference: Reference) -> Drift:
     Raises:
         Es2Error: if all of the base's answers are empty.
     """
-    index = {id(row): i for i, row in enumerate(reference.rows)}
 
-    def run(batch: list[list[int]]) -> list[Float[Tensor, "4 _"]]:
-        starts = [reference.starts[index[id(row)]] for row in batch]
-        out = forward(defended, batch, keep=min(starts))
+    def run(batch: list[int]) -> list[Float[Tensor, "4 _"]]:
+        keep = min(reference.starts[i] for i in batch)
+        out = forward(defended, [reference.rows[i] for i in batch], keep=keep)
         assert out.final is not None
         results = []
-        for place, (row, start) in enumerate(zip(batch, starts, strict=True)):
+        for place, i in enumerate(batch):
+            row, start = reference.rows[i], reference.starts[i]
             # The last position predicts a token that the row does not hold.
             span = range(start, len(row) - 1)
-            hidden = reference.hidden[index[id(row)]][: len(span)]
+            hidden = reference.hidden[i][: len(span)]
             before = logits(base.model, hidden).log_softmax(-1)
             after = logits(defended.model, out.at(out.final, [place] * len(span), span))
             after = after.log_softmax(-1)
@@ -121,7 +121,8 @@ def drift(base: ChatModel, defended: ChatModel, reference: Reference) -> Drift:
             )
         return results
 
-    rows = in_batches(defended, reference.rows, run)
+    every = range(len(reference.rows))
+    rows = in_batches(defended, every, run, length=lambda i: len(reference.rows[i]))
     # Where the response begins in each row's positions, which count from the reference's start.
     firsts = [
         first - start for first, start in zip(reference.firsts, reference.starts, strict=True)

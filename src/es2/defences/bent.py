@@ -110,14 +110,13 @@ def answer_states(
     chat: ChatModel, texts: Texts, layers: Sequence[int]
 ) -> list[dict[int, Float[Tensor, "_ d"]]]:
     """The states at some layers along each response, in float32."""
-    begin_of = {id(row): begin for row, begin in zip(texts.rows, texts.begins, strict=True)}
 
-    def run(batch: list[list[int]]) -> list[dict[int, Float[Tensor, "_ d"]]]:
-        begins = [begin_of[id(row)] for row in batch]
-        out = forward(chat, batch, layers, stop=True, keep=min(begins))
-        each = [places([row], [begins[i]], i) for i, row in enumerate(batch)]
+    def run(batch: list[int]) -> list[dict[int, Float[Tensor, "_ d"]]]:
+        own = texts.subset(batch)
+        out = forward(chat, own.rows, layers, stop=True, keep=min(own.begins))
+        each = [places([own.rows[i]], [own.begins[i]], i) for i in range(len(own))]
         return [
             {layer: where.of(out, states) for layer, states in out.states.items()} for where in each
         ]
 
-    return in_batches(chat, texts.rows, run)
+    return in_batches(chat, range(len(texts)), run, length=lambda i: len(texts.rows[i]))

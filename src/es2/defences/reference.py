@@ -100,19 +100,16 @@ def record_rows(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Reference:
     """The base model's hidden states along given rows; for the arguments see `Reference`."""
-    start_of = {id(row): start for row, start in zip(rows, starts, strict=True)}
 
-    def run(batch: list[list[int]]) -> list[Tensor]:
-        out = forward(chat, batch, keep=min(start_of[id(row)] for row in batch))
+    def run(batch: list[int]) -> list[Tensor]:
+        out = forward(chat, [rows[i] for i in batch], keep=min(starts[i] for i in batch))
         assert out.final is not None
-        return [
-            out.at(
-                out.final, [i] * (len(row) - start_of[id(row)]), range(start_of[id(row)], len(row))
-            )
-            for i, row in enumerate(batch)
-        ]
+        spans = [range(starts[i], len(rows[i])) for i in batch]
+        return [out.at(out.final, [at] * len(span), span) for at, span in enumerate(spans)]
 
-    return Reference(rows, starts, firsts, in_batches(chat, rows, run, progress))
+    every = range(len(rows))
+    hidden = in_batches(chat, every, run, progress, length=lambda i: len(rows[i]))
+    return Reference(rows, starts, firsts, hidden)
 
 
 def kl_divergence(

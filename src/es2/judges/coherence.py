@@ -222,21 +222,20 @@ def token_log_probs(
     """The log P(token | templated prompt, response so far) of each response; none may be empty."""
     heads = [base.template.encode(prompt) for prompt in prompts]
     rows = [head + list(tail) for head, tail in zip(heads, responses, strict=True)]
-    starts = {id(row): len(head) for row, head in zip(rows, heads, strict=True)}
 
-    def run(batch: list[list[int]]) -> list[Tensor]:
-        out = forward(base, batch, keep=min(starts[id(row)] for row in batch) - 1)
+    def run(batch: list[int]) -> list[Tensor]:
+        out = forward(base, [rows[i] for i in batch], keep=min(len(heads[i]) for i in batch) - 1)
         assert out.final is not None
         results = []
-        for index, row in enumerate(batch):  # one row's logits at a time: a vocabulary is large
-            places = range(starts[id(row)], len(row))
+        for index, i in enumerate(batch):  # one row's logits at a time: a vocabulary is large
+            places = range(len(heads[i]), len(rows[i]))
             hidden = out.at(out.final, [index] * len(places), [place - 1 for place in places])
-            chosen = torch.tensor(row[starts[id(row)] :], device=hidden.device, dtype=torch.long)
+            chosen = torch.tensor(list(responses[i]), device=hidden.device, dtype=torch.long)
             scores = logits(base.model, hidden).log_softmax(-1)
             results.append(scores.gather(-1, chosen[:, None])[:, 0].cpu())
         return results
 
-    return in_batches(base, rows, run, progress)
+    return in_batches(base, range(len(rows)), run, progress, length=lambda i: len(rows[i]))
 
 
 def relevance(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
@@ -17,7 +17,7 @@ from es2.models.blocks import logits
 from es2.models.forward import prefix_cache, shared_prefix, slides, view_of
 from es2.models.loading import ChatModel
 
-Row = TypeVar("Row", bound=Sized)
+Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 Edits = Mapping[int, Edit] | Callable[[Sequence[Sequence[int]]], Mapping[int, Edit]]
@@ -42,13 +42,15 @@ def in_batches(
     function: Callable[[list[Row]], list[Result]],
     progress: Callable[[int], None] = lambda done: None,
     size: int | None = None,
+    length: Callable[[Row], int] = len,  # type: ignore[assignment]
 ) -> list[Result]:
     """Applies a function to batches of rows of like length; results in the rows' order.
 
     A batch that does not fit into memory is halved, once for all later ones. None has more rows than
-    `size`, where that is given.
+    `size`, where that is given. Where more belongs to a row than its tokens, rows are what stands for
+    them, such as their places in some lists, and `length` says how long one is.
     """
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    order = sorted(range(len(rows)), key=lambda index: length(rows[index]))
     results: dict[int, Result] = {}
     while len(results) < len(order):
         batch = order[len(results) :][: min(chat.batch_size, size or len(order))]

@@ -114,7 +114,7 @@ def load_comparison(path: Path) -> Comparison:
             own["evaluate"] = _evaluation(own["evaluate"])
         found: Comparison = checked(Comparison, {"run": checked(Recipe, values), **own})
         if found.tune < 0:
-            raise Es2Error(f"tune: {found.tune}, but it counts trials; give 0 for none, or more")
+            raise Es2Error(f"tune is {found.tune}, but has to be at least 0: it counts trials")
         make_attacks(found.run.attacks)
         for label, one in found.defences.items():
             if label == BASE or "@" in label or "/" in label:

@@ -2,7 +2,7 @@
 
 Launch:
 
-    python benchmarks/judge_agreement.py --collect FOLDER --adapter runs/demo/adapter [--rounds 3]
+    python benchmarks/judge_agreement.py --collect FOLDER --adapter runs/demo/adapter [--rounds 4]
     python benchmarks/judge_agreement.py --completions FOLDER [FOLDER] [--json]
 
 The first writes the completions anew (minutes) and then measures; the second reads what was written.
@@ -10,7 +10,7 @@ Labels belong to completions by their hash, so that what another machine's round
 out, and counted. The judge is calibrated as a run's is, on the undefended model's own harmless answers.
 
 `judge_labels.jsonl` holds the labels, docs/judge_quality.md how they came about. A prompt's labels are
-all in one split: rules may be tuned on the first round of samples, never on the held-out others.
+all in one split: rules may be tuned on all rounds of samples but the last, which is held out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Label:
         sha256: of the completion.
         label: refused, incoherent or complied.
         doubt: whether another reader might well say otherwise.
-        split: tune, which the first round of samples is, or held-out, which the others are.
+        split: tune, which all rounds of samples but the last are, or held-out, which that one is.
     """
 
     model: str
@@ -228,7 +228,7 @@ def main() -> None:
     where.add_argument("--collect", type=Path, help="folder to write completions to, then read")
     where.add_argument("--completions", type=Path, nargs="+", help="folders they were written to")
     parser.add_argument("--adapter", type=Path, help="of the hardened model; none leaves it out")
-    parser.add_argument("--rounds", type=int, nargs="+", default=(1, 2, 3), help="to write anew")
+    parser.add_argument("--rounds", type=int, nargs="+", default=(1, 2, 3, 4), help="to write anew")
     parser.add_argument("--split", choices=SPLITS, help="only this one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

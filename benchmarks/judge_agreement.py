@@ -2,7 +2,7 @@
 
 Launch:
 
-    python benchmarks/judge_agreement.py --collect FOLDER --adapter runs/demo/adapter [--rounds 4]
+    python benchmarks/judge_agreement.py --collect FOLDER --adapter runs/demo/adapter [--rounds 5]
     python benchmarks/judge_agreement.py --completions FOLDER [FOLDER] [--json]
 
 The first writes the completions anew (minutes) and then measures; the second reads what was written.
@@ -228,7 +228,9 @@ def main() -> None:
     where.add_argument("--collect", type=Path, help="folder to write completions to, then read")
     where.add_argument("--completions", type=Path, nargs="+", help="folders they were written to")
     parser.add_argument("--adapter", type=Path, help="of the hardened model; none leaves it out")
-    parser.add_argument("--rounds", type=int, nargs="+", default=(1, 2, 3, 4), help="to write anew")
+    parser.add_argument(
+        "--rounds", type=int, nargs="+", default=(1, 2, 3, 4, 5), help="to write anew"
+    )
     parser.add_argument("--split", choices=SPLITS, help="only this one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

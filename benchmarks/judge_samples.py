@@ -5,7 +5,7 @@ they are and under attacks at several strengths, some far too strong. Everything
 same machine writes the same texts again. The texts stay in a folder of the user's: the repository
 holds their hashes only.
 
-There are four rounds, and no prompt is in two of them: the last was read and labelled only once the
+There are five rounds, and no prompt is in two of them: the last was read and labelled only once the
 rules stood, the others are for the rules to be tuned on.
 """
 
@@ -35,6 +35,7 @@ from es2.data.sources import Prompt
 from es2.progress import bar
 
 UNALIGNED, ALIGNED, HARDENED = "smollm2", "smollm2-aligned", "hardened"
+VALIDATION = "harmful:validation"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def harmful(attack: Attack, first: int, step: int = 15) -> Source:
 
 def validated(attack: Attack, first: int, step: int) -> Source:
     """An attack on some of the harmful validation prompts."""
-    return Source(attack.name, attack, "harmful:validation", first, step)
+    return Source(attack.name, attack, VALIDATION, first, step)
 
 
 def asked(prompts: str, first: int, step: int) -> Source:
@@ -150,19 +151,28 @@ AGAIN: dict[str, list[tuple[Attack, int]]] = {
 """What every later round attacks with, and how many prompts it gets for each of the others' one."""
 
 
-def later(plain: Callable[[int], list[Source]], firsts: Sequence[int], step: int = 42) -> Plan:
+def later(
+    plain: Callable[[int], list[Source]],
+    firsts: Sequence[int],
+    step: int = 42,
+    prompts: str = VALIDATION,
+) -> Plan:
     """A round after the first: prompts as they are, and the same attacks on other prompts.
 
     Args:
         plain: what nobody attacks with, by the model's place among the three.
         firsts: the first prompt of each attack, in their order.
-        step: from one validation prompt of an attack to the next.
+        step: from one prompt of an attack to the next.
+        prompts: that are attacked with.
     """
     first = iter(firsts)
     return {
         model: [
             *plain(place),
-            *(validated(attack, next(first), step // often) for attack, often in attacks),
+            *(
+                Source(attack.name, attack, prompts, next(first), step // often)
+                for attack, often in attacks
+            ),
         ]
         for place, (model, attacks) in enumerate(AGAIN.items())
     }
@@ -199,7 +209,19 @@ FOURTH = later(
 )
 """All harmful validation prompts that are left, and borderline ones of validation, too."""
 
-ROUNDS = (FIRST, SECOND, THIRD, FOURTH)
+FIFTH = later(
+    lambda place: [
+        Source("direct", Direct(), "harmful:train", 20 * place, 252),
+        asked("harmless:validation", 9 * place, 28),
+        asked("borderline:validation", 8 * place + 2, 24),
+    ],
+    (63, 69, 75, 81, 87, 93, 99, 105, 111, 117),
+    step=252,
+    prompts="harmful:train",
+)
+"""Harmful prompts are training ones, which attacks are fitted on and hardened models are trained on."""
+
+ROUNDS = (FIRST, SECOND, THIRD, FOURTH, FIFTH)
 
 
 def asked_by(plan: Plan, other_than: frozenset[str] = frozenset()) -> frozenset[str]:

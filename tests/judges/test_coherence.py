@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from es2.errors import Es2Error
 from es2.judges.coherence import (
+    BEGUN,
     NEUTRAL,
     Coherence,
     Limits,
@@ -42,7 +43,7 @@ def llama(shared: Callable[[str], ChatModel]) -> ChatModel:
 
 def slow_log_probs(chat: ChatModel, prompt: str, response: list[int]) -> torch.Tensor:
     """One row, no cache, the model's own logits."""
-    head = chat.template.encode(prompt)
+    head = [*chat.template.encode(prompt), *chat.template.encode_response(BEGUN)]
     scores = chat.inner(torch.tensor([head + response])).logits[0].log_softmax(-1)
     return torch.stack([scores[len(head) + i - 1, token] for i, token in enumerate(response)])
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from es2.judges.base import VERSION
 from es2.pipeline import experiment
+from es2.results.store import write_records
 from invented import questions_file
 from small import Workplace, contents, write_prompts
 
@@ -64,6 +67,39 @@ def test_every_part_is_measured_on_base_and_defended(
         assert word in again.out
 
 
+def test_a_run_is_read_again_by_todays_rules_and_no_model_answers_anew(
+    finished: Workplace, run: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finished("evaluate", "--run", run, "--sets", labelled, *QUICK).code == 0
+    files = ("results.json", "over_refusal.json", "margin.json", "judges.json")
+    expected = {name: json.loads((run / name).read_text()) for name in files}
+    parts = [run, run / "over_refusal", run / "margin"]
+    before = [_read(part) for part in parts]
+    for part, records in zip(parts, before, strict=True):
+        for record in records:
+            record["judgement"] |= {"verdict": "complied", "version": "rules-0"}
+            record["details"] |= {"answer": "full_compliance"} if record["kind"] == "safe" else {}
+        write_records(part / "attempts.jsonl", records)
+    for name in ("results.json", "over_refusal.json", "margin.json"):
+        (run / name).write_text("{}")
+    monkeypatch.setattr("es2.pipeline.attack.attack_model", pytest.fail)
+    done = finished("judge", "--run", run, "--judges", "rules", "--renew")
+    assert done.code == 0, done.err
+    for part, old in zip(parts, before, strict=True):
+        for one, other in zip(_read(part), old, strict=True):
+            assert one["completion"] == other["completion"]
+            assert one["judgement"]["version"] == VERSION
+    for name in files[:3]:
+        assert json.loads((run / name).read_text()) == expected[name]
+    again = json.loads((run / "judges.json").read_text())
+    assert again["judges"]["rules"] == expected["judges.json"]["judges"]["rules"]
+    assert "report.html" in contents(run)
+
+
+def _read(part: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (part / "attempts.jsonl").read_text().splitlines()]
+
+
 def test_a_set_that_cannot_be_had_leaves_its_place_empty_and_says_why(
     finished: Workplace, run: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +134,11 @@ def test_only_a_finished_run_is_evaluated(finished: Workplace, tmp_path: Path) -
     assert "not a run folder" in finished("evaluate", "--run", tmp_path).complaint
     (tmp_path / "config.yaml").write_text((finished.path / "run" / "config.yaml").read_text())
     assert "run.json" in finished("evaluate", "--run", tmp_path).complaint
+
+
+def test_only_a_finished_run_is_judged_again(finished: Workplace, run: Path) -> None:
+    (run / "results.json").unlink()
+    assert "no results yet" in finished("judge", "--run", run, "--renew").complaint
 
 
 def test_other_settings_are_not_mixed_into_a_sweep(finished: Workplace, run: Path) -> None:

@@ -17,7 +17,9 @@ from es2.judges import Means, make, make_all
 from es2.judges.coherence import CalibratedJudge, Limits
 from es2.judges.endpoint import Client, Endpoint
 from es2.pipeline.attack import judge_of
+from es2.pipeline.experiment import reopen
 from es2.pipeline.judging import judge_run
+from es2.pipeline.rejudge import rejudge
 from es2.progress import output
 from es2.report.opinions import opinions
 from es2.results.answers import AnswerFile
@@ -38,6 +40,7 @@ def judge(
     price_in: float | None = None,
     price_out: float | None = None,
     limit: int | None = None,
+    renew: bool = False,
     dtype: Dtype = "auto",
     device: str | None = None,
     json: bool = False,
@@ -58,6 +61,8 @@ def judge(
         price_in: of a million tokens read.
         price_out: of a million tokens written.
         limit: at most so many attempts, spread evenly.
+        renew: first read all answers of a run of es2 run again by this version's own rules, and write
+            its results and its report anew; answers stay as they are.
         dtype: of classifiers' weights; auto is float32 on CPU and bfloat16 on an accelerator.
         device: that classifiers run on; default the accelerator if there is one.
         json: print judges.json on standard output, and nothing else.
@@ -93,6 +98,8 @@ def judge(
         device=device,
     )
     make_all(judges, means)  # a mistake in a name is told before any work
+    if renew:
+        rejudge(reopen(run))
     found = judge_run(run, (make(name, means) for name in judges), answers, limit)
     if json:
         print(jsonlib.dumps(found.model_dump(mode="json")))

@@ -126,7 +126,19 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         Es2Error: if the disk is full or the folder cannot be written.
     """
-    data = text.encode()
+    _write(path, text.encode())
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSONL file whole or not at all, in place of what it held.
+
+    Raises:
+        Es2Error: if the disk is full or the folder cannot be written.
+    """
+    _write(path, b"".join(_line(record) for record in records))
+
+
+def _write(path: Path, data: bytes) -> None:
     with _writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

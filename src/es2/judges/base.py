@@ -13,7 +13,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 Verdict = Literal["refused", "incoherent", "complied"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
-VERSION = "rules-5"
+VERSION = "rules-6"
 """Names the rules and limits; raised whenever the same completion could get another verdict."""
 
 

@@ -183,7 +183,7 @@ _SORRY_BUT = re.compile(
 _ANNOUNCED = re.compile(
     rf"\W*(?:sure|certainly|of course|absolutely|here (?:is|are)|here's)\b"
     rf"[^\n]{{0,{_MOST_CHARACTERS}}}?:"
-    rf"[\s*>#\"“-]*(?:\d{{1,2}}[.)]\s*)?(?:(?:(?:{_SORRY})\W{{0,3}}(?:but\s+)?)?"
+    rf"[\s*>#\"“-]*(?:\d{{1,2}}[.)][\s*\"“]*)?(?:(?:(?:{_SORRY})\W{{0,3}}(?:but\s+)?)?"
     r"(?:i|we)\s+(?:can(?:no|')t|can\s+not|won't|will\s+not)\s+(?:help|assist)(?:\s+you)?\s+with\s+"
     r"(?:it|this|that|(?:this|that|your)\s+request)\W*(?:[.!]|$)"
     rf"|(?:{_SORRY}),?\s+but\s+(?:{_SORRY})\W*$)",

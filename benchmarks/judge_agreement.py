@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from judge_samples import ALIGNED, UNALIGNED, Sample, collect, read
+from judge_samples import ALIGNED, ROUNDS, UNALIGNED, Sample, collect, read
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 import es2
@@ -229,7 +229,7 @@ def main() -> None:
     where.add_argument("--completions", type=Path, nargs="+", help="folders they were written to")
     parser.add_argument("--adapter", type=Path, help="of the hardened model; none leaves it out")
     parser.add_argument(
-        "--rounds", type=int, nargs="+", default=(1, 2, 3, 4, 5), help="to write anew"
+        "--rounds", type=int, nargs="+", default=range(1, len(ROUNDS) + 1), help="to write anew"
     )
     parser.add_argument("--split", choices=SPLITS, help="only this one")
     parser.add_argument("--json", action="store_true")

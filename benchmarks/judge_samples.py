@@ -87,14 +87,9 @@ Plan = dict[str, list[Source]]
 """What each model is asked."""
 
 
-def harmful(attack: Attack, first: int, step: int = 15) -> Source:
-    """An attack on some of the harmful test prompts."""
-    return Source(attack.name, attack, "harmful:test", first, step)
-
-
-def validated(attack: Attack, first: int, step: int) -> Source:
-    """An attack on some of the harmful validation prompts."""
-    return Source(attack.name, attack, VALIDATION, first, step)
+def harmful(attack: Attack, first: int, step: int = 15, prompts: str = "harmful:test") -> Source:
+    """An attack on some harmful prompts."""
+    return Source(attack.name, attack, prompts, first, step)
 
 
 def asked(prompts: str, first: int, step: int) -> Source:
@@ -169,10 +164,7 @@ def later(
     return {
         model: [
             *plain(place),
-            *(
-                Source(attack.name, attack, prompts, next(first), step // often)
-                for attack, often in attacks
-            ),
+            *(harmful(attack, next(first), step // often, prompts) for attack, often in attacks),
         ]
         for place, (model, attacks) in enumerate(AGAIN.items())
     }
@@ -190,7 +182,7 @@ SECOND = later(
 
 THIRD = later(
     lambda place: [
-        validated(Direct(), place, 20),
+        harmful(Direct(), place, 20, VALIDATION),
         asked("harmless:test", 3 * place, 8),
         asked("borderline:test", place, 3),
     ],
@@ -200,7 +192,7 @@ THIRD = later(
 
 FOURTH = later(
     lambda place: [
-        validated(Direct(), place, 14),
+        harmful(Direct(), place, 14, VALIDATION),
         asked("harmless:test", 2 * place, 6),
         asked("borderline:validation", 8 * place, 24),
     ],
@@ -211,7 +203,7 @@ FOURTH = later(
 
 FIFTH = later(
     lambda place: [
-        Source("direct", Direct(), "harmful:train", 20 * place, 252),
+        harmful(Direct(), 20 * place, 252, "harmful:train"),
         asked("harmless:validation", 9 * place, 28),
         asked("borderline:validation", 8 * place + 2, 24),
     ],

@@ -82,7 +82,8 @@ def test_a_run_is_read_again_by_todays_rules_and_no_model_answers_anew(
         write_records(part / "attempts.jsonl", records)
     for name in ("results.json", "over_refusal.json", "margin.json"):
         (run / name).write_text("{}")
-    monkeypatch.setattr("es2.pipeline.attack.attack_model", pytest.fail)
+    for asks in ("run.attack_model", "margin.attack_model", "evaluate.measure_answers"):
+        monkeypatch.setattr(f"es2.pipeline.{asks}", pytest.fail)
     done = finished("judge", "--run", run, "--judges", "rules", "--renew")
     assert done.code == 0, done.err
     for part, old in zip(parts, before, strict=True):

@@ -130,7 +130,12 @@ def refusing(experiment: Experiment, asked: Evaluation, sets: dict[str, list[Pro
         for model, victim in experiment.victims.items():
             tokens = asked.answer_tokens
             measure_answers(model, victim.chat, judge, prompts, halves, tokens, run, setting=name)
-    write_json(experiment.folder.path / OVER_REFUSAL, over_refusal(read_attempts(run)))
+    write_over_refusal(experiment.folder.path)
+
+
+def write_over_refusal(run: Path) -> None:
+    """`over_refusal.json` from the answers to the sets."""
+    write_json(run / OVER_REFUSAL, over_refusal(read_attempts(run / "over_refusal")))
 
 
 def knowing(experiment: Experiment, asked: Evaluation) -> None:

@@ -36,6 +36,11 @@ def measure_margins(
     """
     for name, victim in victims.items():
         attack_model(name, victim, judge, push, prompts, run / "margin")
-    found = margins(read_attempts(run / "margin"), push.seed)
+    return write_margins(run, push.seed)
+
+
+def write_margins(run: Path, seed: int) -> Margins:
+    """`margin.json` from the sweep's attempts; the seed is of the resampling."""
+    found = margins(read_attempts(run / "margin"), seed)
     write_json(run / MARGIN, found)
     return found

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from es2.errors import Es2Error
 from es2.judges.base import VERSION, Judgement
-from es2.judges.coherence import judge
 from es2.judges.partial import answer_kind
-from es2.pipeline.evaluate import OVER_REFUSAL, judging
+from es2.judges.remembered import Remembering
+from es2.pipeline.evaluate import OVER_REFUSAL, judging, write_over_refusal
 from es2.pipeline.experiment import Experiment
-from es2.pipeline.margin import MARGIN
+from es2.pipeline.margin import MARGIN, write_margins
 from es2.pipeline.run import write_results
 from es2.progress import bar
 from es2.report.build import build
-from es2.results.margin import margins
 from es2.results.opinions import JUDGES_FILE
-from es2.results.over_refusal import over_refusal
 from es2.results.store import (
     ATTEMPTS,
     RESULTS,
     read_attempts,
     read_json,
-    write_json,
     write_records,
 )
 
-Judging = Callable[[Sequence[str], Sequence[str], Callable[[int], None]], list[Judgement]]
+_PORTION = 128
+"""Answers between two steps of the progress bar."""
 
 
 def rejudge(experiment: Experiment) -> Path:
@@ -47,48 +44,42 @@ def rejudge(experiment: Experiment) -> Path:
         raise Es2Error(f"{run} has no results yet; go on with es2 run --resume")
     with folder.stage("judge again"):
         folder.note(judge=None)
-        base, limits = experiment.judge.base, experiment.judge.limits
-
-        def again(
-            prompts: Sequence[str], completions: Sequence[str], progress: Callable[[int], None]
-        ) -> list[Judgement]:
-            return judge(base, prompts, completions, limits, progress)
-
+        judge = Remembering(experiment.judge)  # pushed a little, a model says what it says unpushed
         for part in (run, run / "over_refusal", run / "margin"):
             if (part / ATTEMPTS).is_file():
-                reread(part, again)
+                reread(part, judge)
         write_results(experiment)
         if (run / OVER_REFUSAL).is_file():
-            write_json(run / OVER_REFUSAL, over_refusal(read_attempts(run / "over_refusal")))
+            write_over_refusal(run)
         if (run / MARGIN).is_file():
-            seed = read_json(run / "margin" / "push.json")["push"]["seed"]
-            write_json(run / MARGIN, margins(read_attempts(run / "margin"), seed))
+            write_margins(run, read_json(run / "margin" / "push.json")["push"]["seed"])
         if (run / JUDGES_FILE).is_file():
             judging(experiment)
     build(run)
     return run
 
 
-def reread(part: Path, judging: Judging) -> None:
+def reread(part: Path, judge: Remembering) -> None:
     """Gives every attempt of a folder a new judgement, all of them or none.
 
     Args:
         part: the folder with `attempts.jsonl`.
-        judging: a verdict on every completion, from prompts, completions and who is told of progress.
+        judge: the undefended model and its limits, and what it has said of other folders.
     """
     records = read_attempts(part)
-    pairs = list(dict.fromkeys((record["prompt"], record["completion"]) for record in records))
-    with bar(f"{part.name}: {len(records)} answers by {VERSION}", len(pairs)) as advance:
-        found = judging([prompt for prompt, _ in pairs], [text for _, text in pairs], advance)
-    given = dict(zip(pairs, found, strict=True))
-    write_records(part / ATTEMPTS, [_with(record, given) for record in records])
+    judged: list[dict[str, Any]] = []
+    with bar(f"{part.name}: {len(records)} answers by {VERSION}", len(records)) as advance:
+        for start in range(0, len(records), _PORTION):
+            some = records[start : start + _PORTION]
+            found = judge([r["prompt"] for r in some], [r["completion"] for r in some])
+            judged += map(_with, some, found)
+            advance(len(some))
+    write_records(part / ATTEMPTS, judged)
 
 
-def _with(record: dict[str, Any], given: dict[tuple[str, str], Judgement]) -> dict[str, Any]:
-    text = record["completion"]
-    judgement = given[record["prompt"], text]
+def _with(record: dict[str, Any], judgement: Judgement) -> dict[str, Any]:
     changed = {**record, "judgement": asdict(judgement)}
     if "answer" in record.get("details", {}):  # refused in full or in part, see measure_answers
-        answer = answer_kind(judgement.verdict, text)
+        answer = answer_kind(judgement.verdict, record["completion"])
         changed["details"] = {**record["details"], "answer": answer}
     return changed

@@ -73,7 +73,8 @@ def test_every_member_is_measured_on_the_same_prompts_and_the_base_once(es2: Wor
     assert all(members[label]["train_seconds"] > 0 for label in labels[1:])
     page = (out / "report.html").read_text()
     assert "Safety against cost" in page and "ES2, seed 1" in page
-    assert "ES2, seed 1" in (out / "frontier.svg").read_text()
+    for figure in ("frontier", "judged_dsr", "keyword_dsr", "cost"):
+        assert "ES2, seed 1" in (out / f"{figure}.svg").read_text()
     assert "ES2, 2 seeds" in done.out and "worst attack" in done.out
 
     refused = es2("compare", recipe, "--out", out)

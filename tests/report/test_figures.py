@@ -6,22 +6,26 @@ from xml.etree import ElementTree
 import pytest
 
 from es2.report.figures import (
-    PALETTE,
     extent,
-    interval_mark,
+    intervals,
     layer_curve,
-    looks,
     projection,
     sweep,
     trade_off,
     trailing_mean,
     training_curve,
-    verdict_bar,
 )
-from es2.report.standalone import standalone
+from es2.report.looks import PALETTE, looks_of
+from es2.report.marks import interval_mark, verdict_bar
+from es2.report.standalone import size, standalone
 from es2.results.rates import Rate
 
 LINE = [(1.0, 0.5), (2.0, 0.75), (3.0, 1.0)]
+
+MEASURED = {
+    "SCAV": {"base": Rate(0.2, 0.1, 0.4, 20), "es2@1": Rate(0.8, 0.6, 0.9, 20)},
+    "safe prompts declined": {"es2@1": Rate(0.1, 0.0, 0.2, 20)},
+}
 
 POINTS = {"base": ("base", 0.1, 0.2), "es2@1": ("es2", 0.2, 0.8), "dpl": ("dpl", 0.3, 0.8)}
 
@@ -36,10 +40,14 @@ def drawn():
             {"harmful": LINE, "harmless": LINE}, "points", (0.0, 0.0, 1.0, 1.0)
         ),
         "trade-off": trade_off(POINTS, ["base", "es2@1"], "safety against cost"),
+        "intervals": intervals(MEASURED, ["base", "es2@1"], "rates"),
     }
 
 
-@pytest.mark.parametrize("name", ["layers", "sweep", "training", "projection", "trade-off"])
+NAMES = list(drawn())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_figure_is_an_inline_element_with_a_description_and_no_outside_reference(name):
     svg = drawn()[name]
     assert re.match(r'<svg class="panel" viewBox="[^"]+" role="img" aria-label="[^"<]+">', svg)
@@ -47,7 +55,7 @@ def test_figure_is_an_inline_element_with_a_description_and_no_outside_reference
     assert "http" not in svg and "xmlns" not in svg and "<style" not in svg
 
 
-@pytest.mark.parametrize("name", ["layers", "sweep", "training", "projection", "trade-off"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_colour_is_a_variable_of_the_page(name):
     bare = re.sub(r"var\(--[\w-]+,#[0-9a-f]{6}\)", "", drawn()[name])
     assert re.findall(r"#[0-9a-f]{6}\b(?!-)", bare) == []
@@ -79,7 +87,24 @@ def test_every_point_of_the_trade_off_is_named():
     assert all(f">{name}<" in svg for name in ("base", "ES2, seed 1", "DPL"))
 
 
-@pytest.mark.parametrize("name", ["layers", "trade-off"])
+def test_every_row_and_column_of_intervals_is_named_and_rates_that_are_missing_leave_a_gap():
+    svg = drawn()["intervals"]
+    assert all(f">{word}<" in svg for word in ("base", "ES2, seed 1", "SCAV", "declined"))
+    without = intervals({"GCG": {}, **MEASURED}, ["base", "es2@1"], "rates")
+    assert size(without)[0] > size(svg)[0]
+
+
+def test_intervals_grow_by_as_much_for_every_model():
+    def height(count: int) -> float:
+        models = [f"model_{place}" for place in range(count)]
+        return size(intervals({"SCAV": dict.fromkeys(models, Rate(0.5, 0.4, 0.6, 9))}, models, ""))[
+            1
+        ]
+
+    assert height(6) - height(5) == pytest.approx(height(3) - height(2), abs=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_figure_stands_alone_as_an_image_of_the_same_proportions(name):
     svg = drawn()[name]
     root = ElementTree.fromstring(standalone(svg))
@@ -101,7 +126,7 @@ def test_dollar_signs_are_not_read_as_mathematics():
 
 
 def test_interval_mark_stands_where_the_rate_is():
-    mark = interval_mark(Rate(0.5, 0.25, 0.75, 9), looks(["base"])["base"])
+    mark = interval_mark(Rate(0.5, 0.25, 0.75, 9), looks_of(["base"])["base"])
     assert 'x1="25.00%" x2="75.00%"' in mark and 'x="50.00%"' in mark
 
 
@@ -124,7 +149,7 @@ def test_trailing_mean_is_the_mean_of_the_last_four():
 
 
 def test_models_never_share_a_look():
-    named = looks(["base", "es2", "lat", "repbend", "dpl"])
+    named = looks_of(["base", "es2", "lat", "repbend", "dpl"])
     assert len(set(named.values())) == 5
 
 

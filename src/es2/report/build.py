@@ -9,16 +9,18 @@ from typing import Any
 
 from markupsafe import Markup
 
-from es2.report import comparison, figures, formats, margin, panels
+from es2.report import comparison, formats, margin, panels
 from es2.report.change import Change
 from es2.report.comparisons import comparisons, counted
 from es2.report.evaluation import drift_rows, leaks, refusal_sets
 from es2.report.finding import findings
+from es2.report.looks import PALETTE, looks_of
+from es2.report.marks import interval_mark, verdict_bar
 from es2.report.opinions import judged_rows
 from es2.report.page import environment, write_page
 from es2.report.reading import RunFolder, attacks, models, number, read_run
 from es2.report.samples import sample, visible
-from es2.report.standalone import standalone
+from es2.report.standalone import size, standalone
 from es2.results.capability import CapabilityResults
 from es2.results.comparison import rows
 from es2.results.margin import Margins
@@ -35,7 +37,8 @@ FRONTIER = "frontier.svg"
 def build(run: Path) -> Path:
     """Writes `report.html` into a run folder and returns its path.
 
-    A comparison's figure is written as a file too: `frontier.svg`.
+    A comparison's figures are written as files too: `frontier.svg`, and `judged_dsr.svg`,
+    `keyword_dsr.svg` and `cost.svg` with every rate's interval.
 
     Raises:
         Es2Error: if the folder's results are missing or damaged, or the page cannot be written.
@@ -44,8 +47,9 @@ def build(run: Path) -> Path:
     folder = read_run(run)
     found = contest(folder)
     write_page(path, render(folder, found, title=run.resolve().name))
-    if found and found.figure:
-        write_text(run / FRONTIER, standalone(found.figure.panels[0].svg))
+    if found:
+        for file, svg in found.files.items():
+            write_text(run / file, standalone(svg))
     return path
 
 
@@ -55,7 +59,7 @@ def render(folder: RunFolder, found: Contest | None, title: str) -> str:
     results = folder.results
     measured = models(results)
     parts = (measured, *(part.models for part in _measured(folder)))
-    looks = figures.looks(list(dict.fromkeys(key for part in parts for key in part)))
+    looks = looks_of(list(dict.fromkeys(key for part in parts for key in part)))
     compared = comparisons(results, folder.refusal, folder.capability)
     shown = {
         "number": number,
@@ -66,8 +70,9 @@ def render(folder: RunFolder, found: Contest | None, title: str) -> str:
         "decimal": formats.decimal,
         "duration": formats.duration,
         "memory": formats.memory,
-        "mark": lambda rate, key: Markup(figures.interval_mark(rate, looks[key])),
-        "bar": lambda verdicts: Markup(figures.verdict_bar(verdicts)),
+        "mark": lambda rate, key: Markup(interval_mark(rate, looks[key])),
+        "bar": lambda verdicts: Markup(verdict_bar(verdicts)),
+        "inches": lambda svg: size(svg)[0] / 72,
         "visible": lambda value: visible(str(value)),
     }
     pages.filters.update(shown)
@@ -106,7 +111,7 @@ def render(folder: RunFolder, found: Contest | None, title: str) -> str:
         projections=panels.projections(folder.embeddings),
         groups=sample(folder.attempts, results),
         facts=facts(folder.run),
-        palette=figures.PALETTE,
+        palette=PALETTE,
     )
 
 
@@ -116,7 +121,20 @@ class Contest:
 
     sentence: str
     figure: panels.Figures | None
+    intervals: list[panels.Panel]
     grids: list[comparison.Grid]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Its figures, by the names of their files."""
+        files = {_file(panel.title): str(panel.svg) for panel in self.intervals}
+        if self.figure:
+            files[FRONTIER] = str(self.figure.panels[0].svg)
+        return files
+
+
+def _file(title: str) -> str:
+    return f"{title.lower().replace(' ', '_')}.svg"
 
 
 def contest(folder: RunFolder) -> Contest | None:
@@ -124,7 +142,12 @@ def contest(folder: RunFolder) -> Contest | None:
     if folder.members is None:
         return None
     found = rows(folder.members, folder.results, folder.refusal, folder.capability, folder.margin)
-    return Contest(comparison.sentence(found), comparison.figure(found), comparison.grids(found))
+    return Contest(
+        comparison.sentence(found),
+        comparison.figure(found),
+        comparison.interval_panels(found),
+        comparison.grids(found),
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,12 +13,14 @@ from rich.text import Text
 
 from es2.report import figures
 from es2.report.formats import NONE, decimal, duration, interval, listing, memory, name, percent
+from es2.report.looks import looks_of
 from es2.report.margin import ratio
 from es2.report.panels import Figures, Panel, legend
 from es2.results.comparison import Row, frontier, seed_spread
 from es2.results.rates import Rate
 
 Cell = Callable[[Row], str]
+Share = Callable[[Row], Rate | None]
 
 
 @dataclass(frozen=True)
@@ -38,32 +40,46 @@ class Grid:
 
 def grids(rows: Sequence[Row]) -> list[Grid]:
     """Defence success in both readings, and costs."""
-    attacks = list(dict.fromkeys(attack for row in rows for attack in row.attacks))
-    judged: dict[str, Cell] = {"worst attack": _worst}
-    keyword: dict[str, Cell] = {}
-    for attack in attacks:
-        keyword[name(attack)] = partial(_dsr, attack=attack, reading=0)
-        judged[name(attack)] = partial(_dsr, attack=attack, reading=1)
-    costs: dict[str, Cell] = {
-        "safe prompts declined": lambda row: _rate(row.refused),
-        "harmless refused": lambda row: _rate(row.result.cost.over_refusal),
-        "harmless incoherent": lambda row: _rate(row.result.cost.incoherent),
+    judged, keyword, costs = (
+        {head: partial(_written, share=share) for head, share in shares.items()}
+        for shares in _shares(rows).values()
+    )
+    more: dict[str, Cell] = {
         "KL, nats": lambda row: decimal(row.result.cost.kl),
         "perplexity ×": lambda row: decimal(row.result.cost.perplexity_ratio),
-        "accuracy": lambda row: _rate(row.accuracy),
         "safety margin": lambda row: ratio(row.margin) if row.margin else NONE,
         "training": lambda row: duration(row.member.train_seconds),
         "peak memory": lambda row: memory(row.member.peak_memory_mb),
     }
     return [
-        _grid("Judged DSR at the attacker's best setting, % (95 % interval)", judged, rows),
+        _grid(
+            "Judged DSR at the attacker's best setting, % (95 % interval)",
+            {"worst attack": _worst, **judged},
+            rows,
+        ),
         _grid("Keyword DSR at the attacker's best setting, % (95 % interval)", keyword, rows),
-        _grid("Cost, % (95 % interval) where nothing else is said", costs, rows),
+        _grid("Cost, % (95 % interval) where nothing else is said", {**costs, **more}, rows),
         *_seeds(rows),
     ]
 
 
-def _grid(title: str, cells: dict[str, Cell], rows: Sequence[Row]) -> Grid:
+def _shares(rows: Sequence[Row]) -> dict[str, dict[str, Share]]:
+    """The columns that are rates, by what they tell: judged and keyword DSR, and cost."""
+    attacks = list(dict.fromkeys(attack for row in rows for attack in row.attacks))
+    success: dict[str, dict[str, Share]] = {
+        reading: {name(attack): partial(_success, attack=attack, place=place) for attack in attacks}
+        for place, reading in ((1, "Judged DSR"), (0, "Keyword DSR"))
+    }
+    costs: dict[str, Share] = {
+        "safe prompts declined": lambda row: row.refused,
+        "harmless refused": lambda row: row.result.cost.over_refusal,
+        "harmless incoherent": lambda row: row.result.cost.incoherent,
+        "accuracy": lambda row: row.accuracy,
+    }
+    return {**success, "Cost": costs}
+
+
+def _grid(title: str, cells: Mapping[str, Cell], rows: Sequence[Row]) -> Grid:
     body = [[name(row.label), *(cell(row) for cell in cells.values())] for row in rows]
     return Grid(title, ["", *cells], body)
 
@@ -133,7 +149,24 @@ def figure(rows: Sequence[Row]) -> Figures | None:
     )
     drawn = figures.trade_off(points, on, f"{label}. On the frontier: {', '.join(on)}.")
     panel = Panel("Judged DSR under the worst attack, % of prompts", Markup(drawn))
-    return Figures([panel], legend(figures.looks(names)))
+    return Figures([panel], legend(looks_of(names)))
+
+
+def interval_panels(rows: Sequence[Row]) -> list[Panel]:
+    """Every rate of the tables with its interval, a panel a table; none for a model alone."""
+    if len(rows) < 2:
+        return []
+    panels = []
+    for title, shares in _shares(rows).items():
+        columns = {
+            head: {row.label: rate for row in rows if (rate := share(row)) is not None}
+            for head, share in shares.items()
+        }
+        if columns := {head: rates for head, rates in columns.items() if rates}:
+            label = f"{title} of {len(rows)} models with 95 % intervals, as in the table below."
+            drawn = figures.intervals(columns, [row.label for row in rows], label)
+            panels.append(Panel(title, Markup(drawn)))
+    return panels
 
 
 def _points(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
@@ -145,12 +178,13 @@ def _points(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
     ]
 
 
-def _rate(rate: Rate | None) -> str:
+def _written(row: Row, share: Share) -> str:
+    rate = share(row)
     return NONE if rate is None else f"{percent(rate.rate)} ({interval(rate)})"
 
 
-def _dsr(row: Row, attack: str, reading: int) -> str:
-    return _rate(row.attacks[attack][reading]) if attack in row.attacks else NONE
+def _success(row: Row, attack: str, place: int) -> Rate | None:
+    return row.attacks[attack][place] if attack in row.attacks else None
 
 
 def _worst(row: Row) -> str:

@@ -1,124 +1,26 @@
-"""The report's figures: numbers in, an SVG string out, one function a figure.
-
-A figure is drawn in the light palette; each of its colours becomes a CSS variable of the page with
-that colour as its fallback, so that the page can recolour it for the dark. Text stays text and
-takes the page's font. Panels are small, so that three stand side by side and one fills a phone.
-"""
+"""The report's figures: numbers in, an SVG string out, one function a figure."""
 
 from __future__ import annotations
 
-import hashlib
-import html
-import io
 import itertools
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLocator
 
-from es2.judges.base import VERDICTS
-from es2.report.formats import name, percent, power_of_ten
+from es2.report.canvas import HEIGHT, WIDTH, draw, panel, strip
+from es2.report.formats import name, power_of_ten
+from es2.report.looks import CLASSES, PALETTE, Look, looks_of, margin_look, series_looks
+from es2.results.comparison import without_seed
 from es2.results.rates import Rate
 
 Point = tuple[float, float]
 
-# Colours that stay apart for the colour-blind, after Okabe and Ito; line and marker say it again.
-PALETTE = {
-    "ink": "#1d2024",
-    "muted": "#5b626a",
-    "rule": "#d6d9d4",
-    "base": "#7b828a",
-    "es2": "#0068b0",
-    "third": "#b05a00",
-    "fourth": "#8b4f97",
-    "fifth": "#1b7a55",
-    "harmful": "#cf4f0a",
-    "harmless": "#2b8cbe",
-    "borderline": "#a8578f",
-    "refused": "#00665a",
-    "incoherent": "#c3c7c1",
-    "complied": "#e0652a",
-}
-_WIDTH, _HEIGHT = 3.0, 2.05
 _SMALL = 6.5
 """Points of print of a name beside a point."""
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "es2",
-    "font.family": "sans-serif",
-    "font.size": 8,
-    "text.parse_math": False,
-    "axes.unicode_minus": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.edgecolor": PALETTE["muted"],
-    "axes.linewidth": 0.6,
-    "axes.labelcolor": PALETTE["muted"],
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": PALETTE["rule"],
-    "grid.linewidth": 0.6,
-    "xtick.color": PALETTE["muted"],
-    "ytick.color": PALETTE["muted"],
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 3.6,
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one series is drawn, everywhere on the page."""
-
-    colour: str
-    line: str = "-"
-    marker: str = "o"
-    hollow: bool = False
-
-
-CLASSES = {
-    "harmful": Look("harmful", marker="^"),
-    "harmless": Look("harmless", marker="o"),
-    "borderline": Look("borderline", marker="D", hollow=True),
-}
-_MARKERS = {
-    "o": "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z",
-    "^": "M0-4L4 3.4H-4z",
-    "v": "M0 4L4-3.4H-4z",
-    "s": "M-3.3-3.3H3.3V3.3H-3.3z",
-    "D": "M0-4.4L4.4 0L0 4.4L-4.4 0z",
-}
-_DASHES = {"-": "none", "--": "5 3", "-.": "6 2 2 2", ":": "2 2"}
-_FURTHER = (
-    Look("third", "-.", "s"),
-    Look("fourth", ":", "D"),
-    Look("fifth", "--", "v"),
-    Look("third", "-", "^", hollow=True),
-    Look("fourth", "-", "s", hollow=True),
-    Look("fifth", "-", "D", hollow=True),
-    Look("third", "--", "v", hollow=True),
-    Look("fourth", "--", "^"),
-    Look("fifth", "-.", "o"),
-)
-
-
-def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A look for every model: the base hollow and dashed, ES2 solid, the others in turn."""
-    known = {"base": Look("base", "--", "o", hollow=True), "es2": Look("es2", "-", "o")}
-    rest = [name for name in names if name not in known]
-    further = {name: _FURTHER[i % len(_FURTHER)] for i, name in enumerate(rest)}
-    return {name: known.get(name) or further[name] for name in names}
 
 
 def layer_curve(
@@ -135,7 +37,7 @@ def layer_curve(
         label: what the figure shows, for those who cannot see it.
         one: draw a line at 1, where a ratio means no change.
     """
-    with _panel() as (figure, axes):
+    with panel() as (figure, axes):
         last = _last(series)
         gaps = [b - a for a, b in itertools.pairwise(sorted(chosen))]
         # Words of layers close together would run into each other.
@@ -155,7 +57,7 @@ def layer_curve(
         _lines(axes, series, marker_every=True)
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        return _svg(figure, label)
+        return draw(figure, label)
 
 
 def sweep(rates: Mapping[str, Mapping[float, Rate]], published: Sequence[float], label: str) -> str:
@@ -166,8 +68,8 @@ def sweep(rates: Mapping[str, Mapping[float, Rate]], published: Sequence[float],
         published: values of P0 to mark.
         label: what the figure shows, for those who cannot see it.
     """
-    with _panel() as (figure, axes):
-        for key, look in looks(list(rates)).items():
+    with panel() as (figure, axes):
+        for key, look in looks_of(list(rates)).items():
             found = sorted(rates[key].items())
             axes.fill_between(
                 [p0 for p0, _ in found],
@@ -185,21 +87,16 @@ def sweep(rates: Mapping[str, Mapping[float, Rate]], published: Sequence[float],
         axes.set_ylim(-3, 103)
         axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
         _p0_axis(axes, [p0 for of in rates.values() for p0 in of], published)
-        return _svg(figure, label)
+        return draw(figure, label)
 
 
 def push(norms: Mapping[str, Sequence[Point]], published: Sequence[float], label: str) -> str:
     """How far SCAV moved the residual stream at each P0, in percent of the stream's norm."""
-    with _panel() as (figure, axes):
+    with panel() as (figure, axes):
         _lines(axes, norms, marker_every=True)
         axes.set_ylim(bottom=0)
         _p0_axis(axes, [p0 for of in norms.values() for p0, _ in of], published)
-        return _svg(figure, label)
-
-
-def margin_look(look: Look, complied: bool) -> Look:
-    """A model's line in the figure of the safety margin: solid for complied, dotted for incoherent."""
-    return replace(look, line="-" if complied else ":", marker="o" if complied else "s")
+        return draw(figure, label)
 
 
 def margin(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Rate]]]], label: str) -> str:
@@ -209,12 +106,12 @@ def margin(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Rate]]]], lab
         curves: by model, then `complied` and `incoherent`: (size as a share of the norm, rate).
         label: what the figure shows, for those who cannot see it.
     """
-    with _panel() as (figure, axes):
+    with panel() as (figure, axes):
         axes.axhline(50, color=PALETTE["muted"], linewidth=0.8, dashes=(2, 2), zorder=0.5)
         sizes = sorted({norm for of in curves.values() for norm, _ in of["complied"] if norm})
         # No push at all stands where the next smaller size would, left of the logarithmic axis.
         unpushed = sizes[0] ** 2 / sizes[1] if len(sizes) > 1 else sizes[0] / 2
-        for key, look in looks(list(curves)).items():
+        for key, look in looks_of(list(curves)).items():
             for kind, found in curves[key].items():
                 at = [norm or unpushed for norm, _ in found]
                 low, high = ([100 * end for end in ends] for ends in _ends(found))
@@ -229,7 +126,7 @@ def margin(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Rate]]]], lab
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticklabels([f"{100 * t:.2g}" if t != unpushed else "0" for t in ticks])
         axes.set_xlabel("push, % of the norm")
-        return _svg(figure, label)
+        return draw(figure, label)
 
 
 def trade_off(
@@ -242,8 +139,8 @@ def trade_off(
         frontier: labels of those on the frontier.
         label: what the figure shows, for those who cannot see it.
     """
-    with _panel(1.6 * _WIDTH, 1.4 * _HEIGHT) as (figure, axes):
-        known = looks(list(dict.fromkeys(model for model, _, _ in points.values())))
+    with panel(1.6 * WIDTH, 1.4 * HEIGHT) as (figure, axes):
+        known = looks_of(list(dict.fromkeys(model for model, _, _ in points.values())))
         steps = sorted((100 * points[one][1], 100 * points[one][2]) for one in frontier)
         axes.step(
             [x for x, _ in steps],
@@ -256,26 +153,58 @@ def trade_off(
         )
         for model, cost, safety in points.values():
             _line(axes, [(100 * cost, 100 * safety)], known[model], markers=True)
-        named = {one: (100 * x, 100 * y) for one, (_, x, y) in points.items()}
-        _name_points(axes, named, 72 * 1.5 * _WIDTH, 72 * 1.1 * _HEIGHT)
         axes.set_ylim(-3, 103)
         axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
         axes.set_xlim(left=0)
         axes.set_xlabel("safe prompts declined, %")
-        return _svg(figure, label)
+        _name_points(axes, {one: (100 * x, 100 * y) for one, (_, x, y) in points.items()})
+        return draw(figure, label)
 
 
-def _name_points(axes: Axes, points: Mapping[str, Point], width: float, height: float) -> None:
+def intervals(columns: Mapping[str, Mapping[str, Rate]], models: Sequence[str], label: str) -> str:
+    """Rates with their intervals: a row a model, a column a measure; the first model's rate dashed.
+
+    Args:
+        columns: rates by title of the column, then by the model's label; a model may be missing.
+        models: labels of the rows, from the top; one defence's training seeds share its look.
+        label: what the figure shows, for those who cannot see it.
+    """
+    known = looks_of(list(dict.fromkeys(map(without_seed, models))))
+    heights = range(len(models))[::-1]
+    names = [name(model) for model in models]
+    left = (0.6 * _SMALL * max(map(len, names)) + 8) / 72
+    titles = [wrap(title, 15) for title in columns]
+    with strip(len(columns), len(models), left, max(map(len, titles))) as (figure, row):
+        for axes, title, rates in zip(row, titles, columns.values(), strict=True):
+            axes.set_title("\n".join(title), fontsize=_SMALL, color=PALETTE["ink"], pad=4)
+            if (first := rates.get(models[0])) is not None:
+                axes.axvline(100 * first.rate, color=PALETTE["muted"], linewidth=0.8, dashes=(2, 2))
+            for model, height in zip(models, heights, strict=True):
+                if (rate := rates.get(model)) is not None:
+                    look = known[without_seed(model)]
+                    ends = [(100 * rate.low, height), (100 * rate.high, height)]
+                    _line(axes, ends, Look(look.colour), markers=False)
+                    _line(axes, [(100 * rate.rate, height)], look, markers=True)
+            axes.set_xlim(0, 100)
+            axes.xaxis.set_major_locator(FixedLocator([0, 50, 100]))
+            axes.tick_params(axis="x", labelsize=_SMALL - 0.5)
+        row[0].set_yticks(list(heights), names, fontsize=_SMALL, color=PALETTE["ink"])
+        row[0].set_ylim(-0.6, len(models) - 0.4)
+        return draw(figure, label)
+
+
+def _name_points(axes: Axes, points: Mapping[str, Point]) -> None:
     """Names beside points: right or left of each, where neither point nor name is yet.
 
     Args:
-        axes: to write on, which show x from 0 to the greatest and y from 0 to 100.
+        axes: to write on, whose limits are set.
         points: by name.
-        width: of the axes, in points of print.
-        height: the same.
     """
-    far = max(x for x, _ in points.values()) or 1.0
-    places = {key: (x / far * width, y / 100 * height) for key, (x, y) in points.items()}
+    print_in_pixels = axes.figure.dpi / 72
+    (left, bottom), (right, _) = axes.bbox.get_points() / print_in_pixels
+    shown = axes.transData.transform(list(points.values())) / print_in_pixels - (left, bottom)
+    places = dict(zip(points, shown.tolist(), strict=True))
+    width = right - left
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places.values()]
     for key, (x, y) in sorted(places.items(), key=lambda item: item[1]):
         long = 0.55 * _SMALL * len(name(key))
@@ -322,7 +251,7 @@ def training_curve(
         limit: a threshold, drawn across.
         one: draw a line at 1, where a ratio means no change.
     """
-    with _panel() as (figure, axes):
+    with panel() as (figure, axes):
         if limit is not None:
             axes.axhline(limit, color=PALETTE["harmful"], linewidth=1, dashes=(4, 2))
             axes.annotate(
@@ -357,25 +286,13 @@ def training_curve(
             axes.set_ylim(bottom=0)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        return _svg(figure, label)
+        return draw(figure, label)
 
 
 def trailing_mean(points: Sequence[Point], window: int = 4) -> list[Point]:
     """Each value's mean with the ones just before it; training holds KL to its threshold so."""
     recent = [points[max(0, i + 1 - window) : i + 1] for i in range(len(points))]
     return [(span[-1][0], sum(y for _, y in span) / len(span)) for span in recent]
-
-
-def series_looks(count: int) -> list[Look]:
-    """Looks for lines that are not models."""
-    order = (
-        Look("es2"),
-        Look("third", "--", "s"),
-        Look("fourth", ":", "D"),
-        Look("fifth", "-.", "v"),
-        Look("base", "--", "o", hollow=True),
-    )
-    return [order[i % len(order)] for i in range(count)]
 
 
 def projection(
@@ -390,7 +307,7 @@ def projection(
         label: what the figure shows, for those who cannot see it.
         frame: x0, y0, x1, y1 of another panel's view, drawn as a box to compare scales.
     """
-    with _panel(width=3.6, height=2.5, head=0.06) as (figure, axes):
+    with panel(width=3.6, height=2.5, head=0.06) as (figure, axes):
         axes.grid(True, axis="both")
         axes.spines["left"].set_visible(True)
         for key, points in classes.items():
@@ -417,7 +334,7 @@ def projection(
         ticks = MaxNLocator(5).tick_values(*axes.get_xlim())
         axes.xaxis.set_major_locator(MultipleLocator(ticks[1] - ticks[0]))
         axes.yaxis.set_major_locator(MultipleLocator(ticks[1] - ticks[0]))
-        return _svg(figure, label)
+        return draw(figure, label)
 
 
 def extent(classes: Mapping[str, Sequence[Point]]) -> tuple[float, float, float, float]:
@@ -428,64 +345,8 @@ def extent(classes: Mapping[str, Sequence[Point]]) -> tuple[float, float, float,
     return min(xs) - air, min(ys) - air, max(xs) + air, max(ys) + air
 
 
-def interval_mark(rate: Rate, look: Look) -> str:
-    """A rate and its interval on a line from 0 to 100 %, to stand in a table's cell."""
-    low, mid, high = (f"{100 * value:.2f}%" for value in (rate.low, rate.rate, rate.high))
-    stroke = f"stroke:{_variable(look.colour)};stroke-width:3"
-    return (
-        '<svg class="mark" height="14" aria-hidden="true">'
-        '<line class="track" x1="0%" x2="100%" y1="7" y2="7"/>'
-        f'<line x1="{low}" x2="{high}" y1="7" y2="7" style="{stroke}"/>'
-        f'<svg x="{mid}" y="7" overflow="visible">{_marker(look)}</svg></svg>'
-    )
-
-
-def verdict_bar(verdicts: Mapping[str, float]) -> str:
-    """Shares of refused, incoherent and complied as one bar of 100 %."""
-    label = ", ".join(f"{verdict} {percent(verdicts[verdict])} %" for verdict in VERDICTS)
-    start, parts = 0.0, []
-    for verdict in VERDICTS:
-        width = 100 * verdicts[verdict]
-        if width > 0:
-            parts.append(
-                f'<rect class="{verdict}" x="{start:.2f}%" width="{width:.2f}%" height="16"/>'
-            )
-        start += width
-    return f'<svg class="bar" height="16" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-
-
-def swatch(look: Look, line: bool = True) -> str:
-    """A legend's key: the series' line and marker, or its marker alone."""
-    half = 16 if line else 6
-    stroke = f"stroke:{_variable(look.colour)};stroke-width:2;stroke-dasharray:{_DASHES[look.line]}"
-    drawn = f'<line x1="-{half}" x2="{half}" y1="0" y2="0" style="{stroke}"/>' if line else ""
-    return (
-        f'<svg class="swatch" width="{2 * half}" height="12" viewBox="-{half} -6 {2 * half} 12" '
-        f'aria-hidden="true">{drawn}{_marker(look)}</svg>'
-    )
-
-
-def _marker(look: Look) -> str:
-    colour = _variable(look.colour)
-    fill = "var(--paper,#ffffff)" if look.hollow else colour
-    style = f"fill:{fill};stroke:{colour};stroke-width:1.6"
-    return f'<path d="{_MARKERS[look.marker]}" style="{style}"/>'
-
-
-@contextmanager
-def _panel(
-    width: float = _WIDTH, height: float = _HEIGHT, head: float = 0.18
-) -> Iterator[tuple[Figure, Axes]]:
-    """An empty panel; margins are fixed, so that panels in a row share their baseline."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height))
-        bottom, top = 0.36 / height, 1 - head / height
-        axes = figure.add_axes((0.31 / width, bottom, 1 - 0.38 / width, top - bottom))
-        yield figure, axes
-
-
 def _lines(axes: Axes, series: Mapping[str, Sequence[Point]], marker_every: bool) -> None:
-    for key, look in looks(list(series)).items():
+    for key, look in looks_of(list(series)).items():
         _line(axes, series[key], look, marker_every)
 
 
@@ -529,31 +390,3 @@ def _thinned(points: Sequence[Point], most: int) -> list[Point]:
 
 def _last(series: Mapping[str, Sequence[Point]]) -> float:
     return max((x for points in series.values() for x, _ in points), default=0.0)
-
-
-def _variable(colour: str) -> str:
-    return f"var(--{colour},{PALETTE[colour]})"
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an inline SVG element: no prologue, no size, ids of its own, themed colours."""
-    out = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    text = out.getvalue()
-    body = text[text.index("<svg") :]
-    box = re.search(r'viewBox="([^"]+)"', body)
-    assert box is not None
-    inner = body[body.index(">") + 1 : body.rindex("</svg>")]
-    inner = re.sub(r"<metadata>.*?</metadata>", "", inner, flags=re.DOTALL)
-    inner = re.sub(r'<style type="text/css">.*?</style>', "", inner, flags=re.DOTALL)
-    inner = inner.replace("xlink:href=", "href=")
-    inner = re.sub(r"\n\s*", "\n", inner)
-    name = "f" + hashlib.sha1((label + inner).encode()).hexdigest()[:8]
-    inner = re.sub(r'\bid="', f'id="{name}-', inner)
-    inner = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", inner)
-    for colour, code in PALETTE.items():
-        inner = inner.replace(code, _variable(colour))
-    inner = inner.replace("#ffffff", "var(--paper,#ffffff)")
-    words = f'role="img" aria-label="{html.escape(label)}"'
-    return f'<svg class="panel" viewBox="{box[1]}" {words}>{inner}</svg>'

@@ -11,6 +11,8 @@ from rich.text import Text
 
 from es2.report import figures
 from es2.report.formats import NONE, SPACE, decimal, name, percent
+from es2.report.looks import PALETTE, looks_of, margin_look
+from es2.report.marks import swatch
 from es2.report.page import environment
 from es2.report.panels import Figures, Key, Panel
 from es2.results.margin import ANY, READ, DirectionMargin, HalfNorm, Margins, PushResult, Ratio
@@ -71,7 +73,7 @@ def sentence(margins: Margins) -> str:
 
 def figure(margins: Margins) -> Figures:
     """One panel a direction: complied with by then, and incoherent, on every model."""
-    looks = figures.looks(list(margins.models))
+    looks = looks_of(list(margins.models))
     panels = []
     for way, title in DIRECTIONS.items():
         swept = {key: of[way] for key, of in margins.models.items() if way in of}
@@ -86,7 +88,7 @@ def figure(margins: Margins) -> Figures:
             panels.append(Panel(heading, Markup(figures.margin(curves, f"{label}."))))
     legend = [
         Key(
-            Markup(figures.swatch(figures.margin_look(look, complied))),
+            Markup(swatch(margin_look(look, complied))),
             f"{name(key)}: {'complied by then' if complied else 'incoherent'}",
         )
         for key, look in looks.items()
@@ -109,7 +111,7 @@ def margin_page(margins: Margins, title: str) -> str:
         .get_template("margin.html.j2")
         .render(
             title=title,
-            palette=figures.PALETTE,
+            palette=PALETTE,
             margin=figure(margins),
             margin_finding=sentence(margins),
         )

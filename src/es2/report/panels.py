@@ -9,7 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from es2.report import figures, formats
-from es2.report.figures import CLASSES, Look, Point
+from es2.report.figures import Point
+from es2.report.looks import CLASSES, Look, looks_of, series_looks
+from es2.report.marks import swatch
 from es2.report.reading import READINGS, RunFolder, models, number, rate_of
 from es2.results.schema import Results
 
@@ -43,7 +45,7 @@ class Figures:
 
 def legend(looks: Mapping[str, Look]) -> list[Key]:
     """One entry a model."""
-    return [Key(Markup(figures.swatch(look)), formats.name(key)) for key, look in looks.items()]
+    return [Key(Markup(swatch(look)), formats.name(key)) for key, look in looks.items()]
 
 
 def sweep(results: Results) -> Figures:
@@ -75,7 +77,7 @@ def sweep(results: Results) -> Figures:
         title = "Perturbation, % of the norm"
         svg = figures.push(norms, _PUBLISHED_P0, f"{title}, over P0. {_in_words(norms)}")
         panels.append(Panel(title, Markup(svg)))
-    return Figures(panels, legend(figures.looks(list(swept))))
+    return Figures(panels, legend(looks_of(list(swept))))
 
 
 def _p0(setting: str) -> float | None:
@@ -109,7 +111,7 @@ def separability(layers: Mapping[str, Any], looks: Mapping[str, Look]) -> Figure
         if series:
             label = f"{title}, by layer. {_in_words(series)}"
             panels.append(Panel(title, Markup(figures.layer_curve(series, marks, label, one))))
-    return Figures(panels, legend({k: looks.get(k, figures.looks([k])[k]) for k in curves}))
+    return Figures(panels, legend({k: looks.get(k, looks_of([k])[k]) for k in curves}))
 
 
 def _column(rows: Iterable[Mapping[str, Any]], key: str, scale: float = 1.0) -> list[Point]:
@@ -147,8 +149,8 @@ def training(folder: RunFolder) -> list[tuple[Panel, list[Key]]]:
             label = f"{title}, by training step. {_in_words(series)}"
             svg = figures.training_curve(series, label, kept, line, one)
             keys = [
-                Key(Markup(figures.swatch(look)), text)
-                for text, look in zip(series, figures.series_looks(len(series)), strict=True)
+                Key(Markup(swatch(look)), text)
+                for text, look in zip(series, series_looks(len(series)), strict=True)
             ]
             found.append((Panel(title, Markup(svg)), keys))
     return found
@@ -200,7 +202,7 @@ def projections(embeddings: Mapping[str, Any]) -> list[tuple[str, Figures]]:
             frame = figures.extent(clean["base"]) if key != "base" and "base" in clean else None
             panels.append(Panel(title, Markup(figures.projection(classes, label, frame))))
         kinds = dict.fromkeys(kind for classes in clean.values() for kind in classes)
-        legend = [Key(Markup(figures.swatch(_class(kind), line=False)), kind) for kind in kinds]
+        legend = [Key(Markup(swatch(_class(kind), line=False)), kind) for kind in kinds]
         if panels:
             found.append((str(layer), Figures(panels, legend)))
     return found

@@ -8,15 +8,20 @@ _SCALE = 1.5
 """Pixels for each of the drawing's points."""
 
 
+def size(svg: str) -> tuple[float, float]:
+    """Width and height of a drawing in points of print."""
+    box = re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', svg)
+    assert box is not None
+    return float(box[1]), float(box[2])
+
+
 def standalone(svg: str) -> str:
     """The figure as a whole SVG document: with a namespace, a size, a font and a ground.
 
     Args:
-        svg: as `report/figures.py` draws it, to stand in a page.
+        svg: as `report/canvas.py` writes it, to stand in a page.
     """
-    box = re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', svg)
-    assert box is not None
-    width, height = (round(_SCALE * float(side)) for side in box.groups())
+    width, height = (round(_SCALE * side) for side in size(svg))
     whole = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" style="background:#ffffff"'

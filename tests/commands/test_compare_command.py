@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from chat_server import Reply, chat_server
 from es2.config import load_recipe
 from es2.errors import Es2Error
 from es2.pipeline.comparison import load_comparison
@@ -84,6 +86,56 @@ def test_every_member_is_measured_on_the_same_prompts_and_the_base_once(es2: Wor
     again = es2("compare", recipe, "--out", out, "--resume")
     assert again.code == 0, again.err
     assert {name: data for name, data in contents(out).items() if name in before} == before
+
+
+def test_other_judges_verdicts_are_gathered_and_those_on_the_whole_are_kept(es2: Workplace) -> None:
+    out = es2.path / "judged"
+    with chat_server(lambda asked: Reply("no rubric's answer")) as server:
+        evaluate = {
+            "sets": [],
+            "pushed": 1,
+            "push": {"norms": [0.1], "min_accuracy": 0.0},
+            "judges": ["rules", "refusal", "strongreject"],
+            "endpoint": {"url": server.url, "model": "m"},
+        }
+        two = {"attacks": {"direct": {"max_new_tokens": 3}}, "limits": {}}
+        recipe = written(
+            es2, evaluate=evaluate, defences={"tuned": {**DEFENCES["tuned"], "train": TRAIN}}, **two
+        )
+        done = es2("compare", recipe, "--out", out)
+        assert done.code == 0, done.err
+    found = read_json(out / "judges.json")
+    assert set(found["judges"]) == {"rules", "refusal", "strongreject"}
+    for label in ("base", "tuned"):
+        own = read_json(out / "members" / label / "judges.json")["judges"]["refusal"]["defences"]
+        gathered = found["judges"]["refusal"]["defences"][label]
+        assert gathered == own["base" if label == "base" else "safety_sft"]
+    paid = [
+        read_json(out / "members" / label / "judges.json")["spending"]["answers"]
+        for label in ("base", "tuned")
+    ]
+    assert found["spending"]["answers"] == sum(paid) > 0
+
+    assert es2("judge", "--run", out, "--judges", "keywords:gcg").code == 0
+    again = es2("compare", recipe, "--out", out, "--resume")
+    assert again.code == 0, again.err
+    assert set(read_json(out / "judges.json")["judges"]) == {*found["judges"], "keywords:gcg"}
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "words"),
+    [
+        ({"judges": ["harmbunch"]}, "harmbunch"),
+        ({"judges": ["scav"]}, "evaluate.endpoint"),
+        ({"endpoint": {"url": "http://localhost:1", "model": "m", "modal": 1}}, "modal"),
+        ({"endpoint": {"url": "localhost", "model": "m"}}, "http"),
+    ],
+)
+def test_judges_there_are_none_of_are_told_before_any_work(
+    es2: Workplace, evaluate: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(Es2Error, match=re.escape(words)):
+        load_comparison(written(es2, evaluate=evaluate))
 
 
 def test_training_seeds_share_the_base_and_the_cut_of_the_prompts(es2: Workplace) -> None:

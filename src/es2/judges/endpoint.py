@@ -18,6 +18,8 @@ from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit, urlunsplit
 
+from pydantic import ConfigDict
+
 from es2.errors import Es2Error
 
 Message = Mapping[str, str]
@@ -56,6 +58,9 @@ class Endpoint:
     answer_tokens: int | None = 512
     price_in: float | None = None
     price_out: float | None = None
+
+    # Read by pydantic, from a recipe: a misspelt key is an error.
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
         """Raises an Es2Error for an endpoint that cannot be asked."""

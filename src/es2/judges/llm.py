@@ -43,7 +43,8 @@ class RubricJudge:
         takes_none(cls.name, argument)
         if means.client is None:
             raise Es2Error(
-                f"judge {cls.name!r} asks a chat endpoint; give --endpoint and --endpoint-model"
+                f"judge {cls.name!r} asks a chat endpoint; give --endpoint and --endpoint-model, "
+                "or evaluate.endpoint in a comparison"
             )
         return cls(means.client)
 

@@ -25,10 +25,19 @@ from es2.pipeline.run import published_settings, run
 from es2.pipeline.search import picked, tuned, with_trial
 from es2.progress import console
 from es2.report.build import build
+from es2.results.answers import AnswerFile
 from es2.results.capability import ANSWERS, CAPABILITY, CapabilityResults, benchmarks
 from es2.results.comparison import COMPARISON, Member, Members, without_seed
 from es2.results.margin import margins
+from es2.results.opinions import (
+    JUDGES_FILE,
+    VERDICTS_FILE,
+    Judges,
+    attempt_key,
+    together,
+)
 from es2.results.over_refusal import over_refusal
+from es2.results.panel import panel
 from es2.results.store import (
     ATTEMPTS,
     RESULTS,
@@ -157,6 +166,7 @@ def gather(parts: Sequence[Part], out: Path) -> Path:
     if asked := read_attempts(out / "over_refusal"):
         write_json(out / OVER_REFUSAL, over_refusal(asked))
     _gather_capability(parts, out)
+    _gather_judges(parts, out)
     write_json(out / COMPARISON, Members(members={part.label: _member(part) for part in parts}))
     write_text(out / "config.yaml", dump(parts[0].recipe))
     write_json(out / "run.json", read_json(parts[0].folder / "run.json"))
@@ -172,6 +182,25 @@ def _gather_capability(parts: Sequence[Part], out: Path) -> None:
     names = {part.label: part.label for part in parts}
     update = {"models": names, "benchmarks": benchmarks(answers)}
     write_json(out / CAPABILITY, known.model_copy(update=update))
+
+
+def _gather_judges(parts: Sequence[Part], out: Path) -> None:
+    """Verdicts of other judges on members or on the whole, in the version that the last one shows."""
+    said = [*read_records(out / VERDICTS_FILE)]
+    said += [line for part in parts for line in part.records(VERDICTS_FILE)]
+    if not said:
+        return
+    lines = list({json.dumps(line): line for line in said}.values())
+    _merge(out / VERDICTS_FILE, iter(lines))
+    known = [
+        read_model(part.folder / JUDGES_FILE, Judges)
+        for part in parts
+        if (part.folder / JUDGES_FILE).is_file()
+    ]
+    shown = {name: judge.version for of in known for name, judge in of.judges.items()}
+    attempts = {attempt_key(record) for record in read_attempts(out)}
+    spent = together([*(of.spending for of in known), AnswerFile(out).spending()])
+    write_json(out / JUDGES_FILE, panel(lines, attempts, spent, shown))
 
 
 def _merge(path: Path, records: Iterator[Mapping[str, Any]]) -> None:

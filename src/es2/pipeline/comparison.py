@@ -13,6 +13,9 @@ from es2.config import Recipe, checked, make_attacks, make_defence, read_yaml
 from es2.defences import DEFENCES
 from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
+from es2.judges import Means, make_all
+from es2.judges.coherence import CalibratedJudge
+from es2.judges.endpoint import Client
 from es2.pipeline.evaluate import Evaluation
 
 BASE = "base"
@@ -131,4 +134,10 @@ def _evaluation(values: Mapping[str, Any]) -> Evaluation:
     if "push" in values:
         values["push"] = make_attacks({"push": values["push"]})[0]
     found: Evaluation = checked(Evaluation, values, "evaluate: ")
+    client = Client(found.endpoint) if found.endpoint else None
+    make_all(found.judges, Means(coherence=_unloaded, client=client))
     return found
+
+
+def _unloaded() -> CalibratedJudge:
+    raise AssertionError("a recipe's judges are only made, to see that there are such")

@@ -6,7 +6,7 @@ why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from es2.data.fitting import spread
 from es2.data.questions import fingerprints, own_questions
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
-from es2.judges import Means, make_all
+from es2.judges import Means, make, make_all
+from es2.judges.endpoint import Client, Endpoint
 from es2.judges.refusal import KEYWORDS
 from es2.pipeline.answering import half, measure_answers
 from es2.pipeline.asked import check_asked
@@ -52,6 +53,9 @@ class Evaluation:
         limit: at most so many prompts of each half of a set and items of each task; None for all.
         push: directions and sizes of the safety margin's sweep.
         pushed: test prompts to push.
+        judges: that read the attacks' attempts besides, those that es2 list judges tells; each by its
+            own model or rules, one after the other.
+        endpoint: the chat model that judges by rubric; null for none.
         force: measure on prompts that were fitted on too; the results say so.
     """
 
@@ -63,6 +67,8 @@ class Evaluation:
     limit: int | None = None
     push: Push = field(default_factory=Push)
     pushed: int = 36
+    judges: tuple[str, ...] = OFFLINE
+    endpoint: Endpoint | None = None
     force: bool = False
 
 
@@ -97,7 +103,7 @@ def evaluate(experiment: Experiment, asked: Evaluation) -> Path:
         "drift": lambda: drifting_by_span(experiment),
         "over-refusal": lambda: refusing(experiment, asked, sets),
         "capability": lambda: knowing(experiment, asked),
-        "judges": lambda: judging(experiment),
+        "judges": lambda: judging(experiment, asked.judges, asked.endpoint),
         "margin": lambda: pushing(experiment, asked),
     }
     for name, part in parts.items():
@@ -160,11 +166,20 @@ def knowing(experiment: Experiment, asked: Evaluation) -> None:
     )
 
 
-def judging(experiment: Experiment) -> None:
-    """Other readings of the attacks' attempts that need no further model: `judges.json`."""
+def judging(
+    experiment: Experiment, judges: Sequence[str] = OFFLINE, endpoint: Endpoint | None = None
+) -> None:
+    """Other judges' readings of the attacks' attempts: `judges.json`.
+
+    Raises:
+        Es2Error: if there is no such judge, or it needs an endpoint and there is none.
+    """
     run = experiment.folder.path
-    means = Means(coherence=lambda: experiment.judge)
-    judge_run(run, make_all(OFFLINE, means), AnswerFile(run))
+    answers = AnswerFile(run)
+    client = None if endpoint is None else Client(endpoint, answers)
+    means = Means(coherence=lambda: experiment.judge, client=client)
+    make_all(judges, means)  # a mistake in a name is told before any work
+    judge_run(run, (make(name, means) for name in judges), answers)
 
 
 def pushing(experiment: Experiment, asked: Evaluation) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from es2.errors import Es2Error
 from es2.judges.endpoint import Answer
-from es2.results.opinions import Spending
+from es2.results.opinions import Spending, together
 from es2.results.store import append_records, read_records
 
 ANSWERS = "answers.jsonl"
@@ -43,11 +43,12 @@ class AnswerFile:
 
     def spending(self) -> Spending:
         """What all answers in the file took."""
-        answers = list(self._known.values())
-        costs = [answer.cost for answer in answers if answer.cost is not None]
-        return Spending(
-            answers=len(answers),
-            tokens_in=sum(answer.tokens_in or 0 for answer in answers),
-            tokens_out=sum(answer.tokens_out or 0 for answer in answers),
-            cost=sum(costs) if costs else None,
+        return together(
+            Spending(
+                answers=1,
+                tokens_in=answer.tokens_in or 0,
+                tokens_out=answer.tokens_out or 0,
+                cost=answer.cost,
+            )
+            for answer in self._known.values()
         )

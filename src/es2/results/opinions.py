@@ -6,7 +6,7 @@ found that the attacker did not get what the prompt asks for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any, Literal
@@ -98,6 +98,18 @@ class Spending(Record):
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float | None = None
+
+
+def together(several: Iterable[Spending]) -> Spending:
+    """What several runs, or answers, have taken in all; a cost if any of them had one."""
+    found = list(several)
+    costs = [one.cost for one in found if one.cost is not None]
+    return Spending(
+        answers=sum(one.answers for one in found),
+        tokens_in=sum(one.tokens_in for one in found),
+        tokens_out=sum(one.tokens_out for one in found),
+        cost=sum(costs) if costs else None,
+    )
 
 
 class Judges(Record):

@@ -31,14 +31,13 @@ from es2.results.schema import Results
 from es2.results.store import write_text
 
 REPORT = "report.html"
-FRONTIER = "frontier.svg"
 
 
 def build(run: Path) -> Path:
     """Writes `report.html` into a run folder and returns its path.
 
-    A comparison's figures are written as files too: `frontier.svg`, and `judged_dsr.svg`,
-    `keyword_dsr.svg` and `cost.svg` with every rate's interval.
+    A comparison's figures and tables are written as files too: `frontier.svg`, `judged_dsr.svg`,
+    `keyword_dsr.svg` and `cost.svg` with every rate's interval, and `tables.md`.
 
     Raises:
         Es2Error: if the folder's results are missing or damaged, or the page cannot be written.
@@ -47,9 +46,8 @@ def build(run: Path) -> Path:
     folder = read_run(run)
     found = contest(folder)
     write_page(path, render(folder, found, title=run.resolve().name))
-    if found:
-        for file, svg in found.files.items():
-            write_text(run / file, standalone(svg))
+    for file, text in (found.files if found else {}).items():
+        write_text(run / file, text)
     return path
 
 
@@ -126,15 +124,12 @@ class Contest:
 
     @property
     def files(self) -> dict[str, str]:
-        """Its figures, by the names of their files."""
-        files = {_file(panel.title): str(panel.svg) for panel in self.intervals}
+        """Its figures and tables, by the names of their files."""
+        drawn = {panel.title.lower().replace(" ", "_"): panel for panel in self.intervals}
         if self.figure:
-            files[FRONTIER] = str(self.figure.panels[0].svg)
-        return files
-
-
-def _file(title: str) -> str:
-    return f"{title.lower().replace(' ', '_')}.svg"
+            drawn["frontier"] = self.figure.panels[0]
+        files = {f"{name}.svg": standalone(panel.svg) for name, panel in drawn.items()}
+        return {**files, "tables.md": comparison.markdown(self.grids)}
 
 
 def contest(folder: RunFolder) -> Contest | None:

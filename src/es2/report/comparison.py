@@ -117,6 +117,16 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return found
 
 
+def markdown(grids: Sequence[Grid]) -> str:
+    """Tables for papers and pages, in GitHub's Markdown."""
+    parts = []
+    for grid in grids:
+        rule = ["---", *("---:" for _ in grid.heads[1:])]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (grid.heads, rule, *grid.rows)]
+        parts.append("\n".join([f"**{grid.title}**", "", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
 def sentence(rows: Sequence[Row]) -> str:
     """Who is on the frontier, and what that means; empty if safety or cost was not measured."""
     known = _points(rows)

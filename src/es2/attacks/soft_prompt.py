@@ -30,8 +30,6 @@ from es2.models.work import Lengths, Work, answering, training
 
 Start = Literal["words", "random"]
 Sharing = Literal["prompt", "universal"]
-Row = tuple[Sequence[int], Sequence[int], Tensor]
-"""A templated prompt with room for a suffix, its target, and the suffix."""
 
 WORD = "!"
 """What the suffix is made of before the first step, where it starts from words."""
@@ -243,10 +241,10 @@ class SoftPrompt:
         vectors: Float[Tensor, "n tokens d"],
         progress: Report,
     ) -> list[list[int]]:
-        place = {id(row): index if len(vectors) > 1 else 0 for index, row in enumerate(rows)}
+        each = vectors.expand(len(rows), -1, -1)  # a universal suffix is every row's
 
-        def edits(batch: Sequence[Sequence[int]]) -> Mapping[int, Edit]:
-            return {0: placed(vectors[[place[id(row)] for row in batch]], chat.template.tail)}
+        def edits(batch: list[int]) -> Mapping[int, Edit]:
+            return {0: placed(each[batch], chat.template.tail)}
 
         return generate(
             chat, rows, self.max_new_tokens, edits, progress=progress, keep=chat.template.head
@@ -342,25 +340,29 @@ def gradients(
         loss: what is to fall.
         held: prefixes of earlier passes.
     """
+    own = vectors.expand(len(heads), -1, -1)
 
-    def run(batch: list[Row]) -> list[tuple[Tensor, Tensor]]:
-        losses, gradient = _gradients(chat, batch, loss, held)
+    def run(batch: list[int]) -> list[tuple[Tensor, Tensor]]:
+        before, wanted = ([of[place] for place in batch] for of in (heads, targets))
+        losses, gradient = _gradients(chat, before, wanted, own[batch], loss, held)
         return list(zip(losses, gradient, strict=True))
 
-    own = vectors.expand(len(heads), -1, -1)
-    rows: list[Row] = list(zip(heads, targets, own, strict=True))
     size = max(1, chat.batch_size // 2)  # a pass with gradient takes more memory
-    losses, each = zip(*in_batches(chat, rows, run, size=size), strict=True)
+    losses, each = zip(*in_batches(chat, heads, run, size=size), strict=True)
     gradient = torch.stack(each)
     return torch.stack(losses), gradient if len(vectors) > 1 else gradient.sum(0, keepdim=True)
 
 
 def _gradients(
-    chat: ChatModel, rows: Sequence[Row], loss: Loss, held: Held | None
+    chat: ChatModel,
+    heads: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    vectors: Float[Tensor, "n tokens d"],
+    loss: Loss,
+    held: Held | None,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n tokens d"]]:
     """One batch of prompts with their targets and suffixes."""
-    heads, targets, vectors = zip(*rows, strict=True)
-    free = torch.stack(vectors).detach().requires_grad_(True)
+    free = vectors.detach().requires_grad_(True)
     tokens = free.shape[1]
     firsts = [len(head) - chat.template.tail - tokens for head in heads]
     pairs = zip(heads, targets, strict=True)

@@ -96,8 +96,9 @@ def read_target(
 ) -> Reading:
     """One target after each of any number of prompts, in batches, of at most `size` rows if given."""
 
-    def run(batch: list[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
-        found = read_targets(chat, batch, [target] * len(batch), edits, keep, loss, held)
+    def run(batch: list[int]) -> list[tuple[Tensor, Tensor]]:
+        own = [heads[place] for place in batch]
+        found = read_targets(chat, own, [target] * len(batch), edits, keep, loss, held)
         return list(zip(found.losses.cpu(), found.said.cpu(), strict=True))
 
     losses, said = zip(*in_batches(chat, heads, run, size=size), strict=True)

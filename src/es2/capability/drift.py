@@ -121,8 +121,7 @@ def drift(base: ChatModel, defended: ChatModel, reference: Reference) -> Drift:
             )
         return results
 
-    every = range(len(reference.rows))
-    rows = in_batches(defended, every, run, length=lambda i: len(reference.rows[i]))
+    rows = in_batches(defended, reference.rows, run)
     # Where the response begins in each row's positions, which count from the reference's start.
     firsts = [
         first - start for first, start in zip(reference.firsts, reference.starts, strict=True)

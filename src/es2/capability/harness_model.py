@@ -108,32 +108,34 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         # A CPU is as busy with few rows as with many, and few of like length hold less padding.
         size = 4 if self.chat.device.type == "cpu" else None
         with bar(f"{self.chat.name}: log-likelihoods", len(contexts)) as advance:
-            common = _common(single)
-            score = partial(self._score, held=held, common=common)
+            score = partial(self._score, single, held=held, common=_common(single))
             for scores in in_batches(self.chat, single, score, advance, size):
                 found |= scores
             for rows_of_one in several:
-                score = partial(self._score, held=held, common=_common(rows_of_one))
+                score = partial(self._score, rows_of_one, held=held, common=_common(rows_of_one))
                 for scores in in_batches(self.chat, rows_of_one, score, size=size):
                     found |= scores
                 advance()
         return [found[number] for number in range(len(requests))]
 
     @torch.no_grad()
-    def _score(self, batch: list[_Row], held: Held, common: int) -> list[dict[int, Scored]]:
-        out = forward(self.chat, [row.tokens for row in batch], keep=common, held=held)
+    def _score(
+        self, rows: Sequence[_Row], batch: list[int], held: Held, common: int
+    ) -> list[dict[int, Scored]]:
+        own = [rows[place] for place in batch]
+        out = forward(self.chat, [row.tokens for row in own], keep=common, held=held)
         assert out.final is not None
-        spans = [range(row.first, len(row)) for row in batch]
+        spans = [range(row.first, len(row)) for row in own]
         index = [place for place, span in enumerate(spans) for _ in span]
         hidden = out.at(out.final, index, [position for span in spans for position in span])
         chances = logits(self.chat.model, hidden).log_softmax(-1)
         results = []
-        for row, own in zip(batch, chances.split([len(span) for span in spans]), strict=True):
-            likeliest = own.argmax(-1).tolist()
+        for row, each in zip(own, chances.split([len(span) for span in spans]), strict=True):
+            likeliest = each.argmax(-1).tolist()
             scored = {}
             for number, end in row.ends.items():
-                tokens = torch.tensor(end, device=own.device)[:, None]
-                scored[number] = (float(own.gather(-1, tokens).sum()), likeliest == end)
+                tokens = torch.tensor(end, device=each.device)[:, None]
+                scored[number] = (float(each.gather(-1, tokens).sum()), likeliest == end)
             results.append(scored)
         return results
 

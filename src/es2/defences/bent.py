@@ -119,4 +119,4 @@ def answer_states(
             {layer: where.of(out, states) for layer, states in out.states.items()} for where in each
         ]
 
-    return in_batches(chat, range(len(texts)), run, length=lambda i: len(texts.rows[i]))
+    return in_batches(chat, texts.rows, run)

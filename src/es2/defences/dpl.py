@@ -270,16 +270,17 @@ def _read(
 ) -> list[tuple[Tensor, float]]:
     """The mean of each answer's final states, on the CPU, and its log-probability."""
 
-    def run(batch: list[Answer]) -> list[tuple[Tensor, float]]:
-        out = passed(chat, batch)
+    def run(batch: list[int]) -> list[tuple[Tensor, float]]:
+        own = [answers[place] for place in batch]
+        out = passed(chat, own)
         assert out.final is not None
         means = []
-        for place, answer in enumerate(batch):
+        for place, answer in enumerate(own):
             states = out.at(
                 out.final, [place] * (len(answer) - answer.begin), range(answer.begin, len(answer))
             )
             means.append(states.float().mean(0).cpu())
-        return list(zip(means, log_probabilities(chat, out, batch).tolist(), strict=True))
+        return list(zip(means, log_probabilities(chat, out, own).tolist(), strict=True))
 
     return in_batches(chat, answers, run, progress)
 

@@ -204,7 +204,8 @@ def stream_norms(
     """
     start = min(shared_prefix(rows), chat.template.head)
 
-    def run(batch: list[list[int]]) -> list[Float[Tensor, "layers _"]]:
+    def run(batch: list[int]) -> list[Float[Tensor, "layers _"]]:
+        own = [rows[place] for place in batch]
         streams: dict[int, Tensor] = {}
 
         def keeping(layer: int) -> Edit:
@@ -214,9 +215,9 @@ def stream_norms(
 
             return keep
 
-        out = forward(chat, batch, keep=start, edits={layer: keeping(layer) for layer in layers})
+        out = forward(chat, own, keep=start, edits={layer: keeping(layer) for layer in layers})
         found = []
-        for place, row in enumerate(batch):
+        for place, row in enumerate(own):
             span = range(start, len(row))
             at = [out.at(streams[layer], [place] * len(span), span) for layer in layers]
             found.append(torch.stack(at).float().norm(dim=-1))

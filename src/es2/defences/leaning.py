@@ -24,8 +24,11 @@ def refusal_margins(
 ) -> Float[Tensor, "n"]:
     """How sure the model is to refuse each prompt with es2's own refusal; on the CPU."""
     rows = [chat.template.encode(prompt) for prompt in prompts]
-    found = in_batches(chat, rows, lambda batch: list(margin(chat, batch).cpu()), progress)
-    return torch.stack(found)
+
+    def run(batch: list[int]) -> list[Tensor]:
+        return list(margin(chat, [rows[place] for place in batch]).cpu())
+
+    return torch.stack(in_batches(chat, rows, run, progress))
 
 
 def margin(chat: ChatModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "n"]:

@@ -107,9 +107,7 @@ def record_rows(
         spans = [range(starts[i], len(rows[i])) for i in batch]
         return [out.at(out.final, [at] * len(span), span) for at, span in enumerate(spans)]
 
-    every = range(len(rows))
-    hidden = in_batches(chat, every, run, progress, length=lambda i: len(rows[i]))
-    return Reference(rows, starts, firsts, hidden)
+    return Reference(rows, starts, firsts, in_batches(chat, rows, run, progress))
 
 
 def kl_divergence(

@@ -241,7 +241,7 @@ def token_log_probs(
             results.append(scores.gather(-1, chosen[:, None])[:, 0].cpu())
         return results
 
-    return in_batches(base, range(len(rows)), run, progress, length=lambda i: len(rows[i]))
+    return in_batches(base, rows, run, progress)
 
 
 def relevance(

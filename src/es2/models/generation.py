@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
@@ -17,11 +17,10 @@ from es2.models.blocks import logits
 from es2.models.forward import prefix_cache, shared_prefix, slides, view_of
 from es2.models.loading import ChatModel
 
-Row = TypeVar("Row")
 Result = TypeVar("Result")
 
-Edits = Mapping[int, Edit] | Callable[[Sequence[Sequence[int]]], Mapping[int, Edit]]
-"""Changes to the residual stream by layer: the same for all rows, or made for a batch of them."""
+Edits = Mapping[int, Edit] | Callable[[list[int]], Mapping[int, Edit]]
+"""Changes to the residual stream by layer: the same for all rows, or made for rows by their places."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +37,23 @@ class Sampling:
 
 def in_batches(
     chat: ChatModel,
-    rows: Sequence[Row],
-    function: Callable[[list[Row]], list[Result]],
+    rows: Sequence[Sized],
+    function: Callable[[list[int]], list[Result]],
     progress: Callable[[int], None] = lambda done: None,
     size: int | None = None,
-    length: Callable[[Row], int] = len,  # type: ignore[assignment]
 ) -> list[Result]:
     """Applies a function to batches of rows of like length; results in the rows' order.
 
-    A batch that does not fit into memory is halved, once for all later ones. None has more rows than
-    `size`, where that is given. Where more belongs to a row than its tokens, rows are what stands for
-    them, such as their places in some lists, and `length` says how long one is.
+    The function is given the rows' places, so that it finds what else belongs to a row. A batch that
+    does not fit into memory is halved, once for all later ones. None has more rows than `size`, where
+    that is given.
     """
-    order = sorted(range(len(rows)), key=lambda index: length(rows[index]))
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
     results: dict[int, Result] = {}
     while len(results) < len(order):
         batch = order[len(results) :][: min(chat.batch_size, size or len(order))]
         try:
-            done = function([rows[index] for index in batch])
+            done = function(list(batch))
         except RuntimeError as error:
             if not out_of_memory(error) or len(batch) == 1:
                 raise
@@ -67,7 +65,7 @@ def in_batches(
             continue
         results.update(zip(batch, done, strict=True))
         progress(len(batch))
-    return [results[index] for index in range(len(rows))]
+    return [results[place] for place in range(len(rows))]
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -95,8 +93,8 @@ def generate(
         max_new_tokens: at most this many tokens a row.
         edits: changes to the residual stream, by layer. They see the rows' own tokens (not the
             shared prefix), left-padded, so that index -1 is the last token of every row; then one
-            new token at a time. Made for a batch, they are told its rows, in the batch's order; rows
-            that are finished leave it from then on.
+            new token at a time. Made for a batch, they are told the places of its rows, in the
+            batch's order; rows that are finished leave it from then on.
         sampling: draw tokens instead.
         progress: called with the number of rows that a finished batch held.
         keep: share at most this many tokens, so that edits see the rows from there on.
@@ -111,14 +109,10 @@ def generate(
         cache = None
     length = length if cache is not None else 0
 
-    draws: dict[int, Float[Tensor, "count"]] = {}
-    if sampling:
-        rows = [list(row) for row in rows]  # one object may stand for many samples of a prompt
-        found = _draws(rows, max_new_tokens, sampling)
-        draws = {id(row): numbers for row, numbers in zip(rows, found, strict=True)}
+    draws = _draws(rows, max_new_tokens, sampling) if sampling else None
 
-    def run(batch: list[Sequence[int]]) -> list[list[int]]:
-        tails = [row[length:] for row in batch]
+    def run(batch: list[int]) -> list[list[int]]:
+        tails = [rows[place][length:] for place in batch]
         longest = max(len(tail) for tail in tails)
         pads = torch.tensor([longest - len(tail) for tail in tails], device=chat.device)
         pad = chat.template.pad_id
@@ -129,7 +123,7 @@ def generate(
         mask[:, length:] = (columns >= pads[:, None]).long()
         positions = length + (columns - pads[:, None]).clamp(min=0)
         live = torch.arange(len(batch), device=chat.device)
-        drawn = torch.stack([draws[id(row)] for row in batch]).to(chat.device) if draws else None
+        drawn = None if draws is None else draws[batch].to(chat.device)
         new: list[list[int]] = [[] for _ in batch]
         for step in range(max_new_tokens):
             out = chat.decoder(
@@ -160,7 +154,7 @@ def generate(
             mask = torch.cat([mask, mask.new_ones(len(stay), 1)], dim=1)
         return new
 
-    def edited(batch: list[Sequence[int]]) -> list[list[int]]:
+    def edited(batch: list[int]) -> list[list[int]]:
         with edit(chat.blocks, edits(batch) if callable(edits) else edits or {}):
             return run(batch)
 
@@ -169,7 +163,7 @@ def generate(
 
 def _draws(
     rows: Sequence[Sequence[int]], count: int, sampling: Sampling
-) -> list[Float[Tensor, "count"]]:
+) -> Float[Tensor, "rows count"]:
     """Uniform numbers for each row, whatever other rows there are: a function of the seed and the row.
 
     A row that stands there more than once is given others each time.
@@ -182,7 +176,7 @@ def _draws(
         seed = int.from_bytes(sha256(mixed).digest()[:7], "big")
         found.append(torch.rand(count, generator=torch.Generator().manual_seed(seed)))
         times[key] += 1
-    return found
+    return torch.stack(found)
 
 
 def _sampled(

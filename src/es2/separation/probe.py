@@ -55,10 +55,11 @@ def prompt_states(
     """
     layers = layers or range(1, chat.depth + 1)
 
-    def run(batch: list[list[int]]) -> list[Tensor]:
-        out = forward(chat, batch, layers=layers, stop=True)
-        last = [len(row) - 1 for row in batch]
-        stacked = [out.at(out.states[layer], range(len(batch)), last) for layer in layers]
+    def run(batch: list[int]) -> list[Tensor]:
+        own = [rows[place] for place in batch]
+        out = forward(chat, own, layers=layers, stop=True)
+        last = [len(row) - 1 for row in own]
+        stacked = [out.at(out.states[layer], range(len(own)), last) for layer in layers]
         return list(torch.stack(stacked, dim=1).float().cpu())
 
     rows = [chat.template.encode(prompt) for prompt in prompts]

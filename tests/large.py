@@ -132,6 +132,8 @@ def shrunk(place: Workplace, name: str, model: Path, defences: int) -> Path:
             one["settings"] = {"ratio": 1, "answer_tokens": 2}
         elif kind == "es2":
             one["settings"] = {"response_tokens": 2}
+        elif kind == "dpl":
+            one["settings"] = {"answer_tokens": 2}
     path = place.path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path

@@ -42,7 +42,8 @@ def test_leaning_asks_every_margin_to_change_by_the_same(tiny: Callable[[str], C
     picked += [PROMPTS[i] for i in batch_indices(len(PROMPTS), 2, 1, 5)]
     moved = [slow_margin(tuned, prompt) - slow_margin(base, prompt) for prompt in picked]
     loss, metrics = objective.loss(tuned, 1)
-    assert float(loss.detach()) == pytest.approx(sum((m + 0.5) ** 2 for m in moved) / len(moved), rel=1e-3)
+    expected = sum((m + 0.5) ** 2 for m in moved) / len(moved)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-3)
     assert metrics["moved"] == pytest.approx(sum(moved) / len(moved), abs=1e-4)
     # Nothing has moved yet: all that is left to do is to lean.
     assert float(objective.loss(base, 1)[0]) == pytest.approx(0.25, rel=1e-3)

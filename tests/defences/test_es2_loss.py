@@ -157,7 +157,7 @@ def slow_changes(
             moved = []
             for position, vector in enumerate(stream):
                 along = (vector - harmful) @ unit
-                if position >= first and float(along) < float(wanted):
+                if position >= first and along.item() < wanted.item():
                     vector = vector + (wanted - along) * unit
                 moved.append(vector)
             return torch.stack(moved)

@@ -19,7 +19,6 @@ from es2.judges.endpoint import Client, Endpoint
 from es2.pipeline.attack import judge_of
 from es2.pipeline.experiment import reopen
 from es2.pipeline.judging import judge_run
-from es2.pipeline.rejudge import rejudge
 from es2.progress import output
 from es2.report.opinions import opinions
 from es2.results.answers import AnswerFile
@@ -99,6 +98,8 @@ def judge(
     )
     make_all(judges, means)  # a mistake in a name is told before any work
     if renew:
+        from es2.pipeline.rejudge import rejudge  # draws a report: half a second to import
+
         rejudge(reopen(run))
     found = judge_run(run, (make(name, means) for name in judges), answers, limit)
     if json:

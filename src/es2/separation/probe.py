@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
 
 from es2.data.fitting import FitPrompts, spread
 from es2.models.forward import forward
 from es2.models.generation import in_batches
 from es2.models.loading import ChatModel
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def prompt_states(
 
 
 def _regression(seed: int) -> LogisticRegression:
+    from sklearn.linear_model import LogisticRegression  # a second to import
+
     # Newton's method with conjugate gradients reaches in a dozen steps what the default needs
     # hundreds for, and inverts no matrix: the states' scales would make one ill-conditioned.
     return LogisticRegression(solver="newton-cg", max_iter=500, tol=1e-6, random_state=seed)
@@ -91,6 +95,8 @@ def cross_validated(
     harmful: Float[Tensor, "n d"], harmless: Float[Tensor, "m d"], seed: int = 0, folds: int = 5
 ) -> float:
     """Accuracy of probes, each on the fold that it was not fitted on: every prompt counts once."""
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     labels = np.arange(len(harmful) + len(harmless)) < len(harmful)
     folds = max(2, min(folds, len(harmful), len(harmless)))
     cut = StratifiedKFold(folds, shuffle=True, random_state=seed)

@@ -1,11 +1,14 @@
-"""Who is on the frontier of safety against cost."""
+"""What a comparison's rows hold, and who is on the frontier of safety against cost."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from es2.results.comparison import frontier
+from es2.results.comparison import Member, Members, frontier, rows
+from es2.results.over_refusal import over_refusal
+from es2.results.rates import wilson
+from es2.results.schema import Cost, DefenceResult, Results
 
 SHARES = st.floats(0, 1).map(lambda x: round(x, 1))
 
@@ -26,3 +29,30 @@ def test_the_frontier_is_what_the_slow_version_finds(found: list[tuple[float, fl
         if not better:
             slow.append(name)
     assert frontier(points) == slow
+
+
+def test_safe_prompts_declined_are_those_of_all_sets_together() -> None:
+    answers = {"small": [True, False], "large": [False, False, False, True, False, False]}
+    asked = [
+        {
+            "defence": "one",
+            "setting": name,
+            "kind": "safe",
+            "prompt_id": f"{name} {place}",
+            "details": {
+                "category": "",
+                "answer": "partial refusal" if declined else "full compliance",
+            },
+        }
+        for name, of in answers.items()
+        for place, declined in enumerate(of)
+    ]
+    results = Results(
+        defences={"one": DefenceResult(attacks={}, cost=Cost(borderline_refusal=None))}
+    )
+    members = Members(members={"one": Member(folder="")})
+    (row,) = rows(members, results, over_refusal(asked))
+    assert row.refused == wilson(2, 8)
+    assert row.declined == {"small": wilson(1, 2), "large": wilson(1, 6)}
+    (unmeasured,) = rows(members, results)
+    assert unmeasured.refused is None and unmeasured.declined == {}

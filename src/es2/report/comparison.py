@@ -70,8 +70,10 @@ def _shares(rows: Sequence[Row]) -> dict[str, dict[str, Share]]:
         reading: {name(attack): partial(_success, attack=attack, place=place) for attack in attacks}
         for place, reading in ((1, "Judged DSR"), (0, "Keyword DSR"))
     }
+    sets = list(dict.fromkeys(name for row in rows for name in row.declined))
     costs: dict[str, Share] = {
         "safe prompts declined": lambda row: row.refused,
+        **({f"{of}, declined": partial(_declined, of=of) for of in sets} if len(sets) > 1 else {}),
         "harmless refused": lambda row: row.result.cost.over_refusal,
         "harmless incoherent": lambda row: row.result.cost.incoherent,
         "accuracy": lambda row: row.accuracy,
@@ -186,6 +188,10 @@ def _points(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
         for row in rows
         if row.refused is not None and row.worst is not None
     ]
+
+
+def _declined(row: Row, of: str) -> Rate | None:
+    return row.declined.get(of)
 
 
 def _written(row: Row, share: Share) -> str:

@@ -155,7 +155,7 @@ def trade_off(
             _line(axes, [(100 * cost, 100 * safety)], known[model], markers=True)
         axes.set_ylim(-3, 103)
         axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.06 * axes.get_xlim()[1])
         axes.set_xlabel("safe prompts declined, %")
         _name_points(axes, {one: (100 * x, 100 * y) for one, (_, x, y) in points.items()})
         return draw(figure, label)
@@ -163,6 +163,8 @@ def trade_off(
 
 def intervals(columns: Mapping[str, Mapping[str, Rate]], models: Sequence[str], label: str) -> str:
     """Rates with their intervals: a row a model, a column a measure; the first model's rate dashed.
+
+    All columns have one scale, from 0 to what they need, so that they can be compared.
 
     Args:
         columns: rates by title of the column, then by the model's label; a model may be missing.
@@ -173,6 +175,8 @@ def intervals(columns: Mapping[str, Mapping[str, Rate]], models: Sequence[str], 
     heights = range(len(models))[::-1]
     names = [name(model) for model in models]
     left = (0.6 * _SMALL * max(map(len, names)) + 8) / 72
+    highest = max((rate.high for of in columns.values() for rate in of.values()), default=1.0)
+    top = next(end for end in (10, 20, 50, 100) if 100 * highest <= end)
     titles = [wrap(title, 15) for title in columns]
     with strip(len(columns), len(models), left, max(map(len, titles))) as (figure, row):
         for axes, title, rates in zip(row, titles, columns.values(), strict=True):
@@ -185,8 +189,8 @@ def intervals(columns: Mapping[str, Mapping[str, Rate]], models: Sequence[str], 
                     ends = [(100 * rate.low, height), (100 * rate.high, height)]
                     _line(axes, ends, Look(look.colour), markers=False)
                     _line(axes, [(100 * rate.rate, height)], look, markers=True)
-            axes.set_xlim(0, 100)
-            axes.xaxis.set_major_locator(FixedLocator([0, 50, 100]))
+            axes.set_xlim(0, top)
+            axes.xaxis.set_major_locator(FixedLocator([0, top / 2, top]))
             axes.tick_params(axis="x", labelsize=_SMALL - 0.5)
         row[0].set_yticks(list(heights), names, fontsize=_SMALL, color=PALETTE["ink"])
         row[0].set_ylim(-0.6, len(models) - 0.4)

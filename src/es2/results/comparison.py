@@ -9,8 +9,8 @@ from pydantic import Field
 
 from es2.results.capability import CapabilityResults
 from es2.results.margin import ANY, Margins, Ratio
-from es2.results.over_refusal import OverRefusal
-from es2.results.rates import Rate
+from es2.results.over_refusal import Half, OverRefusal
+from es2.results.rates import Rate, wilson
 from es2.results.schema import DefenceResult, Record, Results
 from es2.results.seeds import SeedSpread, over_seeds
 
@@ -60,8 +60,8 @@ class Row:
         label: its name; `NAME@SEED` where there are several seeds.
         attacks: DSR at the attacker's best setting, by attack: keyword and judged.
         worst: the attack with the lowest judged DSR, and that; None if nothing attacked.
-        refused: safe prompts of an over-refusal set declined, of the first set measured; else
-            borderline prompts refused.
+        declined: safe prompts declined, by over-refusal set.
+        refused: the same of all sets together; where none was measured, borderline prompts refused.
         result: all rates.
         margin: against the attacker who tries every direction.
         accuracy: on the first benchmark.
@@ -71,6 +71,7 @@ class Row:
     label: str
     attacks: Mapping[str, tuple[Rate, Rate]]
     worst: tuple[str, Rate] | None
+    declined: Mapping[str, Rate]
     refused: Rate | None
     result: DefenceResult
     margin: Ratio | None
@@ -104,13 +105,16 @@ def rows(
         of = results.defences[label]
         attacks = {name: (one.dsr.keyword, one.dsr.judged) for name, one in of.attacks.items()}
         lowest = min(attacks, key=lambda name: attacks[name][1].rate, default=None)
+        sets = refusal.models.get(label, {}) if refusal else {}
+        safe = {name: halves["safe"] for name, halves in sets.items() if "safe" in halves}
         swept = margins.models.get(label, {}).get(ANY) if margins else None
         found.append(
             Row(
                 label,
                 attacks,
                 None if lowest is None else (lowest, attacks[lowest][1]),
-                _declined(label, refusal) or of.cost.borderline_refusal,
+                {name: half.rates["declined"] for name, half in safe.items()},
+                _together(safe.values()) or of.cost.borderline_refusal,
                 of,
                 swept.margin if swept else None,
                 _accuracy(label, capability),
@@ -120,11 +124,11 @@ def rows(
     return found
 
 
-def _declined(label: str, refusal: OverRefusal | None) -> Rate | None:
-    for sets in (refusal.models.get(label, {}) if refusal else {}).values():
-        if "safe" in sets:
-            return sets["safe"].rates["declined"]
-    return None
+def _together(halves: Iterable[Half]) -> Rate | None:
+    answers = [half.counts for half in halves]
+    declined = sum(of["full refusal"] + of["partial refusal"] for of in answers)
+    asked = sum(sum(of.values()) for of in answers)
+    return wilson(declined, asked) if asked else None
 
 
 def _accuracy(label: str, capability: CapabilityResults | None) -> Rate | None:

@@ -125,6 +125,11 @@ def test_other_judges_verdicts_are_gathered_and_those_on_the_whole_are_kept(es2:
     assert again.code == 0, again.err
     assert set(read_json(out / "judges.json")["judges"]) == {*found["judges"], "keywords:gcg"}
 
+    assert es2("publish", "--run", out, "--out", es2.path / "given").code == 0
+    given = {path.name: path.read_bytes() for path in (es2.path / "given").iterdir()}
+    assert given["tables.md"] == (out / "tables.md").read_bytes()
+    assert {"frontier.svg", "judged_dsr.svg", "keyword_dsr.svg", "cost.svg"} <= given.keys()
+
 
 @pytest.mark.parametrize(
     ("evaluate", "words"),

@@ -25,6 +25,9 @@ WHOLE = (
 )
 """Files without a prompt or an answer to one; of capability's questions they hold the choice."""
 
+DRAWN = ("*.svg", "tables.md")
+"""A comparison's figures and tables."""
+
 STRIPPED = (ATTEMPTS, f"over_refusal/{ATTEMPTS}", f"margin/{ATTEMPTS}")
 
 KEPT = (
@@ -49,7 +52,8 @@ def publish(run: Path, out: Path) -> Path:
         if records := read_records(run / file):
             lines = [json.dumps(without_texts(record)) for record in records]
             write_text(draft / file, "\n".join(lines) + "\n")
-    for file in WHOLE:
+    drawn = [path.name for pattern in DRAWN for path in run.glob(pattern)]
+    for file in (*WHOLE, *drawn):
         if (run / file).is_file():
             shutil.copyfile(run / file, draft / file)
     draft.rename(out)

@@ -126,9 +126,9 @@ def test_other_judges_verdicts_are_gathered_and_those_on_the_whole_are_kept(es2:
     assert set(read_json(out / "judges.json")["judges"]) == {*found["judges"], "keywords:gcg"}
 
     assert es2("publish", "--run", out, "--out", es2.path / "given").code == 0
-    given = {path.name: path.read_bytes() for path in (es2.path / "given").iterdir()}
-    assert given["tables.md"] == (out / "tables.md").read_bytes()
-    assert {"frontier.svg", "judged_dsr.svg", "keyword_dsr.svg", "cost.svg"} <= given.keys()
+    given = contents(es2.path / "given")
+    for name in ("tables.md", "frontier.svg", "judged_dsr.svg", "keyword_dsr.svg", "cost.svg"):
+        assert given[name] == (out / name).read_bytes()
 
 
 @pytest.mark.parametrize(

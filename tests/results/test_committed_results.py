@@ -1,0 +1,30 @@
+"""The tables in docs/ are what the results committed beside them say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from es2.report.comparison import grids, markdown
+from es2.report.reading import read_run
+from es2.results.comparison import rows
+
+DOCS = Path(__file__).parents[2] / "docs"
+COMMITTED = sorted(path.parent for path in DOCS.glob("*/comparison.json"))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda path: path.name)
+def test_the_tables_of_a_committed_comparison_follow_from_its_results(folder: Path) -> None:
+    run = read_run(folder)
+    assert run.members is not None
+    found = rows(run.members, run.results, run.refusal, run.capability, run.margin)
+    assert (folder / "tables.md").read_text() == markdown(grids(found))
+
+
+def test_the_page_of_results_shows_whole_tables_of_committed_comparisons() -> None:
+    page = (DOCS / "results.md").read_text()
+    for folder in COMMITTED:
+        tables = (folder / "tables.md").read_text().split("\n\n")
+        shown = [table.strip() for table in tables if table.startswith("|")]
+        assert shown and all(table in page for table in shown)

@@ -76,6 +76,9 @@ def test_every_member_is_measured_on_the_same_prompts_and_the_base_once(es2: Wor
     assert all(members[label]["train_seconds"] > 0 for label in labels[1:])
     page = (out / "report.html").read_text()
     assert "Safety against cost" in page and "ES2, seed 1" in page
+    assert (
+        page.index("On the frontier") < page.index("Model by model") < page.index("<b>ES2, seed 1.")
+    )
     for figure in ("frontier", "judged_dsr", "keyword_dsr", "cost"):
         drawn = ElementTree.fromstring((out / f"{figure}.svg").read_text())
         assert "ES2, seed 1" in {text.text for text in drawn.iter() if text.tag.endswith("text")}

@@ -77,6 +77,13 @@ def test_a_dumped_recipe_is_read_as_it_was(tmp_path: Path) -> None:
     assert dump(written(tmp_path, dump(recipe))) == dump(recipe)
 
 
+def test_the_published_form_keeps_what_training_ends_with(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for defence, every in (("es2_paper", 0), ("es2", TrainSettings().validate_every)):
+        path.write_text(f"model: owner/model\ndefence: {defence}\n")
+        assert load_recipe(path).train.validate_every == every
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid_and_say_how_to_launch_them(path: Path, tmp_path: Path) -> None:
     head, several = path.read_text().split("\nname:")[0], "\ndefences:" in path.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,11 +59,17 @@ def test_judges_are_compared_and_an_unreachable_one_is_an_empty_column(
 def test_rules_of_another_version_judge_anew_with_the_models_own_limits(
     es2: Workplace, attacked: Path, finished: Workplace, tmp_path: Path
 ) -> None:
-    for run in (attacked, tmp_path / "copy"):
+    for run in (attacked, tmp_path / "copy", tmp_path / "of other limits"):
         if not run.exists():
             run.mkdir()
             for name in ("config.yaml", "run.json", "attempts.jsonl"):
                 (run / name).write_bytes((finished.path / "run" / name).read_bytes())
+        if run.name == "of other limits":
+            shutil.copytree(finished.path / "run", run, dirs_exist_ok=True)
+            # A version whose limits found next to nothing coherent.
+            record = json.loads((run / "run.json").read_text())
+            record["judge"] |= {"rules": "rules-0", "relevance": 9.0, "perplexity": 1.0}
+            (run / "run.json").write_text(json.dumps(record))
         path = run / "attempts.jsonl"
         path.write_text(path.read_text().replace(f'"{VERSION}"', '"rules-0"'))
         done = es2("judge", "--run", run, "--judges", "rules", "--json")

@@ -187,6 +187,8 @@ def write_results(experiment: Experiment) -> None:
     notes = [note(leak) for leak in experiment.folder.record.get("overlap", [])]
     if (measured := recipe.data.measured) != "test":
         notes.append(f"measured on {measured} prompts, by which settings are chosen")
+    if experiment.folder.record.get("best_step") == 0:
+        notes.append("no checkpoint passed validation: what was measured is the untrained model")
     write_json(path / RESULTS, results.model_copy(update={"notes": notes}))
 
 

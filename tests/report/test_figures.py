@@ -4,6 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from markupsafe import Markup
 
 from es2.report.figures import (
     extent,
@@ -108,6 +109,7 @@ def test_intervals_grow_by_as_much_for_every_model():
 def test_a_figure_stands_alone_as_an_image_of_the_same_proportions(name):
     svg = drawn()[name]
     root = ElementTree.fromstring(standalone(svg))
+    assert standalone(Markup(svg)) == standalone(svg)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     assert float(root.attrib["width"]) / float(root.attrib["height"]) == pytest.approx(

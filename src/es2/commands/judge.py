@@ -14,7 +14,6 @@ import yaml
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.errors import Es2Error
 from es2.judges import Means, make, make_all
-from es2.judges.base import VERSION
 from es2.judges.coherence import CalibratedJudge, Limits
 from es2.judges.endpoint import Client, Endpoint
 from es2.pipeline.attack import judge_of
@@ -117,11 +116,11 @@ def undefended(run: Path, device: str | None) -> CalibratedJudge:
     """
     if (run / "config.yaml").is_file():
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        limits = read_json(run / "run.json").get("judge")
-        if limits is not None and limits.get("rules") == VERSION:
+        known = read_json(run / "run.json").get("judge")
+        if (limits := Limits.recorded(known)) is not None:
             base = load_model(config["model"], config["dtype"], device)
-            return CalibratedJudge(base, Limits(**limits))
-        if limits is not None:  # of other rules: set again as a run sets them
+            return CalibratedJudge(base, limits)
+        if known is not None:  # of other rules: set again as a run sets them
             return reopen(run).judge
     if (run / "attack.json").is_file():
         asked: dict[str, Any] = read_json(run / "attack.json")

@@ -247,9 +247,8 @@ class Es2Paper(Es2):
 
     name: ClassVar[str] = "es2_paper"
     source: ClassVar[str] = "Zhao, Wang and Shen, arXiv 2603.20206"
-    published: ClassVar[TrainSettings] = TrainSettings(
-        validate_every=0
-    )  # what it ends with is kept
+    # Without validation, what training ends with is kept: the publication chooses no checkpoint.
+    published: ClassVar[TrainSettings] = TrainSettings(validate_every=0)
     form: Form = "raw"
     cap: float | None = None
     kl_weight: float = 1.0

@@ -14,8 +14,9 @@ judged DSR is therefore rather too low than too high.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -83,6 +84,13 @@ class Limits:
     sentences: int = 3
     keywords: str = DEFAULT_KEYWORDS
     rules: str = VERSION
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any] | None) -> Limits | None:
+        """Those that a run has set; None if it has set none, or for other rules."""
+        if record is None or record.get("rules") != VERSION:
+            return None
+        return cls(**record)
 
 
 @dataclass(frozen=True)

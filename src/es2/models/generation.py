@@ -53,7 +53,7 @@ def in_batches(
     while len(results) < len(order):
         batch = order[len(results) :][: min(chat.batch_size, size or len(order))]
         try:
-            done = function(list(batch))
+            done = function(batch)
         except RuntimeError as error:
             if not out_of_memory(error) or len(batch) == 1:
                 raise

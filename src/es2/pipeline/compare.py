@@ -29,13 +29,7 @@ from es2.results.answers import AnswerFile
 from es2.results.capability import ANSWERS, CAPABILITY, CapabilityResults, benchmarks
 from es2.results.comparison import COMPARISON, Member, Members, without_seed
 from es2.results.margin import margins
-from es2.results.opinions import (
-    JUDGES_FILE,
-    VERDICTS_FILE,
-    Judges,
-    attempt_key,
-    together,
-)
+from es2.results.opinions import JUDGES_FILE, VERDICTS_FILE, Judges, attempt_key, together
 from es2.results.over_refusal import over_refusal
 from es2.results.panel import panel
 from es2.results.store import (
@@ -186,12 +180,12 @@ def _gather_capability(parts: Sequence[Part], out: Path) -> None:
 
 def _gather_judges(parts: Sequence[Part], out: Path) -> None:
     """Verdicts of other judges on members or on the whole, in the version that the last one shows."""
-    said = [*read_records(out / VERDICTS_FILE)]
+    said = read_records(out / VERDICTS_FILE)
     said += [line for part in parts for line in part.records(VERDICTS_FILE)]
     if not said:
         return
-    lines = list({json.dumps(line): line for line in said}.values())
-    _merge(out / VERDICTS_FILE, iter(lines))
+    lines = {json.dumps(line): line for line in said}  # gathering again repeats none
+    write_text(out / VERDICTS_FILE, "\n".join(lines) + "\n")
     known = [
         read_model(part.folder / JUDGES_FILE, Judges)
         for part in parts
@@ -200,7 +194,7 @@ def _gather_judges(parts: Sequence[Part], out: Path) -> None:
     shown = {name: judge.version for of in known for name, judge in of.judges.items()}
     attempts = {attempt_key(record) for record in read_attempts(out)}
     spent = together([*(of.spending for of in known), AnswerFile(out).spending()])
-    write_json(out / JUDGES_FILE, panel(lines, attempts, spent, shown))
+    write_json(out / JUDGES_FILE, panel(lines.values(), attempts, spent, shown))
 
 
 def _merge(path: Path, records: Iterator[Mapping[str, Any]]) -> None:

@@ -15,7 +15,6 @@ from es2.data.fitting import FitPrompts, Splits, fit_prompts, split_three_ways, 
 from es2.data.sources import Prompt, load_prompts
 from es2.defences import Defence
 from es2.errors import Es2Error
-from es2.judges.base import VERSION
 from es2.judges.coherence import CalibratedJudge, Limits, calibrate
 from es2.models.loading import ChatModel, load
 from es2.pipeline.folder import RunFolder
@@ -149,12 +148,11 @@ class Experiment:
     @property  # not cached: it would keep the base that an adapter has since been attached to
     def judge(self) -> CalibratedJudge:
         """The base with its limits of coherence, set once a run from its own harmless answers."""
-        known = self.folder.record.get("judge")
-        if known is None or known.get("rules") != VERSION:  # a run resumed by a later version
-            texts = self.prompts.fit.held_harmless
-            known = asdict(calibrate(self.base, spread(texts, 24)))
-            self.folder.note(judge=known)
-        return CalibratedJudge(self.base, Limits(**known))
+        limits = Limits.recorded(self.folder.record.get("judge"))
+        if limits is None:
+            limits = calibrate(self.base, spread(self.prompts.fit.held_harmless, 24))
+            self.folder.note(judge=asdict(limits))
+        return CalibratedJudge(self.base, limits)
 
     @cached_property
     def victims(self) -> dict[str, Victim]:

@@ -128,7 +128,7 @@ class Contest:
         drawn = {panel.title.lower().replace(" ", "_"): panel for panel in self.intervals}
         if self.figure:
             drawn["frontier"] = self.figure.panels[0]
-        files = {f"{name}.svg": standalone(str(panel.svg)) for name, panel in drawn.items()}
+        files = {f"{name}.svg": standalone(panel.svg) for name, panel in drawn.items()}
         return {**files, "tables.md": comparison.markdown(self.grids)}
 
 

@@ -26,4 +26,5 @@ def standalone(svg: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" style="background:#ffffff"'
     )
-    return svg.replace('<svg class="panel"', whole, 1) + "\n"
+    # A Markup, as pages hold it, would escape what it is given.
+    return str(svg).replace('<svg class="panel"', whole, 1) + "\n"

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from es2.results.capability import CapabilityResults
 from es2.results.margin import ANY, Margins, Ratio
-from es2.results.over_refusal import Half, OverRefusal
-from es2.results.rates import Rate, wilson
+from es2.results.over_refusal import OverRefusal, pooled
+from es2.results.rates import Rate
 from es2.results.schema import DefenceResult, Record, Results
 from es2.results.seeds import SeedSpread, over_seeds
 
@@ -114,7 +114,7 @@ def rows(
                 attacks,
                 None if lowest is None else (lowest, attacks[lowest][1]),
                 {name: half.rates["declined"] for name, half in safe.items()},
-                _together(safe.values()) or of.cost.borderline_refusal,
+                pooled(safe.values(), "declined") or of.cost.borderline_refusal,
                 of,
                 swept.margin if swept else None,
                 _accuracy(label, capability),
@@ -122,13 +122,6 @@ def rows(
             )
         )
     return found
-
-
-def _together(halves: Iterable[Half]) -> Rate | None:
-    answers = [half.counts for half in halves]
-    declined = sum(of["full refusal"] + of["partial refusal"] for of in answers)
-    asked = sum(sum(of.values()) for of in answers)
-    return wilson(declined, asked) if asked else None
 
 
 def _accuracy(label: str, capability: CapabilityResults | None) -> Rate | None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from es2.errors import Es2Error
 from es2.judges.partial import ANSWERS, Answer
 from es2.results.paired import Difference, paired_difference
-from es2.results.rates import Rate, share_of
+from es2.results.rates import Rate, share_of, wilson
 from es2.results.schema import Record
 
 HalfName = Literal["safe", "unsafe"]
@@ -98,6 +98,14 @@ def over_refusal(records: Iterable[Mapping[str, Any]], base: str = "base") -> Ov
             f"attempts.jsonl: a record is damaged or of another version ({error!r}); "
             "measure over-refusal again"
         ) from error
+
+
+def pooled(groups: Iterable[Counted], measure: Measure) -> Rate | None:
+    """A measure's share of the answers of several groups together; None without answers."""
+    listed = list(groups)
+    asked = sum(group.n for group in listed)
+    found = sum(group.counts[answer] for group in listed for answer in _MEANS[measure])
+    return wilson(found, asked) if asked else None
 
 
 def _each(

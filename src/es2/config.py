@@ -92,14 +92,14 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raises an Es2Error for a number that no run can be made with."""
         for name, least in _LEAST.items():
-            _check_least(name, attrgetter(name)(self), least)
+            check_least(name, attrgetter(name)(self), least)
         if len(self.defence) > 1:
             raise Es2Error(f"defence: a run trains one, but {len(self.defence)} are given")
         for setting in ("stale", "limits"):
             if strange := sorted(set(getattr(self, setting)) - set(self.attacks)):
                 raise Es2Error(f"{setting}: {strange[0]!r} is not among the attacks")
         for name, limit in self.limits.items():
-            _check_least(f"limits.{name}", limit, 1)
+            check_least(f"limits.{name}", limit, 1)
         if not (self.base or self.defence):
             raise Es2Error("base: false, but no defence is given: nothing is left to measure")
         if not self.train.lr > 0:
@@ -118,7 +118,12 @@ _LEAST = {
 """The least that a setting may be."""
 
 
-def _check_least(name: str, value: float | None, least: float) -> None:
+def check_least(name: str, value: float | None, least: float) -> None:
+    """Refuses a setting below the least that it may be; None is for one that is not given.
+
+    Raises:
+        Es2Error: naming the setting.
+    """
     if value is not None and not value >= least:
         raise Es2Error(f"{name} is {value}, but has to be at least {least}")
 
@@ -133,7 +138,7 @@ def make_defence(settings: Mapping[str, Mapping[str, Any] | None]) -> Defence:
     kind = DEFENCES.find(name)
     defence: Defence = checked(kind, dict(values or {}), f"defence.{name}: ")
     for setting, least in getattr(kind, "least", {}).items():
-        _check_least(f"defence.{name}.{setting}", getattr(defence, setting), least)
+        check_least(f"defence.{name}.{setting}", getattr(defence, setting), least)
     return defence
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from es2.config import Recipe, checked, make_attacks, make_defence, read_yaml
+from es2.config import Recipe, check_least, checked, make_attacks, make_defence, read_yaml
 from es2.defences import DEFENCES
 from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
@@ -116,8 +116,7 @@ def load_comparison(path: Path) -> Comparison:
         if own.get("evaluate") is not None:
             own["evaluate"] = _evaluation(own["evaluate"])
         found: Comparison = checked(Comparison, {"run": checked(Recipe, values), **own})
-        if found.tune < 0:
-            raise Es2Error(f"tune is {found.tune}, but has to be at least 0: it counts trials")
+        check_least("tune", found.tune, 0)
         make_attacks(found.run.attacks)
         for label, one in found.defences.items():
             if label == BASE or "@" in label or "/" in label:

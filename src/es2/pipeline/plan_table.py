@@ -96,5 +96,7 @@ def short(count: float) -> str:
 
 
 def hours(time: float) -> str:
-    """Hours, or minutes where they are few."""
+    """Hours, to a hundredth where they are few."""
+    if 0 < time < 0.01:
+        return "< 0.01"
     return f"{time:.1f}" if time >= 0.95 else f"{time:.2f}"

@@ -160,8 +160,7 @@ def figure(rows: Sequence[Row]) -> Figures | None:
         f"{name(one)} {percent(safety)} against {percent(cost)}" for one, cost, safety in known
     )
     drawn = figures.trade_off(points, on, f"{label}. On the frontier: {', '.join(on)}.")
-    panel = Panel("Judged DSR under the worst attack, % of prompts", Markup(drawn))
-    return Figures([panel], legend(looks_of(names)))
+    return Figures([Panel("", Markup(drawn))], legend(looks_of(names)))
 
 
 def interval_panels(rows: Sequence[Row]) -> list[Panel]:

@@ -139,7 +139,7 @@ def trade_off(
         frontier: labels of those on the frontier.
         label: what the figure shows, for those who cannot see it.
     """
-    with panel(1.6 * WIDTH, 1.4 * HEIGHT) as (figure, axes):
+    with panel(1.6 * WIDTH, 1.4 * HEIGHT, head=0.24) as (figure, axes):
         known = looks_of(list(dict.fromkeys(model for model, _, _ in points.values())))
         steps = sorted((100 * points[one][1], 100 * points[one][2]) for one in frontier)
         axes.step(
@@ -157,6 +157,8 @@ def trade_off(
         axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
         axes.set_xlim(0, 1.06 * axes.get_xlim()[1])
         axes.set_xlabel("safe prompts declined, %")
+        words = "judged DSR under the worst attack, %"
+        axes.set_title(words, x=-0.05, loc="left", fontsize=8, color=PALETTE["muted"])
         _name_points(axes, {one: (100 * x, 100 * y) for one, (_, x, y) in points.items()})
         return draw(figure, label)
 
@@ -228,6 +230,8 @@ def _name_points(axes: Axes, points: Mapping[str, Point]) -> None:
             color=PALETTE["muted"],
             fontsize=_SMALL,
             annotation_clip=False,
+            # On the page's paper, so that a line behind a name does not strike it through.
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "#ffffff", "edgecolor": "none"},
         )
 
 

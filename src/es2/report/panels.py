@@ -21,7 +21,7 @@ _PUBLISHED_P0 = (1e-3, 1e-4)
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure with the title above it."""
+    """One figure with the title above it, if it has none of its own."""
 
     title: str
     svg: Markup

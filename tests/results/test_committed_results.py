@@ -28,3 +28,16 @@ def test_the_page_of_results_shows_whole_tables_of_committed_comparisons() -> No
         tables = (folder / "tables.md").read_text().split("\n\n")
         shown = [table.strip() for table in tables if table.startswith("|")]
         assert shown and all(table in page for table in shown)
+
+
+def test_the_readme_shows_figures_of_the_page_of_results() -> None:
+    page = (DOCS / "results.md").read_text()
+    today = page[: page.index("## Every defence")]
+    rows_shown = [
+        line.replace("*", "").replace("–", "-").strip("| ").split(" | ")[1:]
+        for line in (DOCS.parent / "README.md").read_text().splitlines()
+        if line.startswith("|") and line.count("|") == 4 and any(map(str.isdigit, line))
+    ]
+    assert len(rows_shown) >= 5
+    for before, after in rows_shown:
+        assert f"| {before} | {after}" in today

@@ -19,7 +19,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from es2.report.looks import PALETTE, variable
+from es2.report.looks import PALETTE, PAPER, variable
 
 WIDTH, HEIGHT = 3.0, 2.05
 _STYLE: dict[Any, Any] = {
@@ -100,6 +100,6 @@ def draw(figure: Figure, label: str) -> str:
     inner = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", inner)
     for colour, code in PALETTE.items():
         inner = inner.replace(code, variable(colour))
-    inner = inner.replace("#ffffff", "var(--paper,#ffffff)")
+    inner = inner.replace(PAPER, variable("paper"))
     words = f'role="img" aria-label="{html.escape(label)}"'
     return f'<svg class="panel" viewBox="{box[1]}" {words}>{inner}</svg>'

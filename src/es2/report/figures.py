@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLo
 
 from es2.report.canvas import HEIGHT, WIDTH, draw, panel, strip
 from es2.report.formats import name, power_of_ten
-from es2.report.looks import CLASSES, PALETTE, Look, looks_of, margin_look, series_looks
+from es2.report.looks import CLASSES, PALETTE, PAPER, Look, looks_of, margin_look, series_looks
 from es2.results.comparison import without_seed
 from es2.results.rates import Rate
 
@@ -231,7 +231,7 @@ def _name_points(axes: Axes, points: Mapping[str, Point]) -> None:
             fontsize=_SMALL,
             annotation_clip=False,
             # On the page's paper, so that a line behind a name does not strike it through.
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "#ffffff", "edgecolor": "none"},
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none"},
         )
 
 
@@ -366,8 +366,7 @@ def _line(axes: Axes, points: Sequence[Point], look: Look, markers: bool) -> Non
         color=colour,
         linestyle=look.line,
         marker=look.marker if markers else None,
-        # White becomes the page's paper, so that a hollow marker is hollow in the dark as well.
-        markerfacecolor="#ffffff" if look.hollow else colour,
+        markerfacecolor=PAPER if look.hollow else colour,
         markeredgewidth=1,
         clip_on=False,
     )

@@ -22,6 +22,9 @@ PALETTE = {
     "incoherent": "#c3c7c1",
     "complied": "#e0652a",
 }
+PAPER = "#ffffff"
+"""What figures stand on; on the page its own paper, so that what is hollow is so in the dark too."""
+_CODES = {**PALETTE, "paper": PAPER}
 
 
 @dataclass(frozen=True)
@@ -78,5 +81,5 @@ def series_looks(count: int) -> list[Look]:
 
 
 def variable(colour: str) -> str:
-    """A colour of the palette as the page's variable, with itself as the fallback."""
-    return f"var(--{colour},{PALETTE[colour]})"
+    """A colour of the palette, or `paper`, as the page's variable, with itself as the fallback."""
+    return f"var(--{colour},{_CODES[colour]})"

@@ -58,6 +58,6 @@ def swatch(look: Look, line: bool = True) -> str:
 
 def _marker(look: Look) -> str:
     colour = variable(look.colour)
-    fill = "var(--paper,#ffffff)" if look.hollow else colour
+    fill = variable("paper") if look.hollow else colour
     style = f"fill:{fill};stroke:{colour};stroke-width:1.6"
     return f'<path d="{_MARKERS[look.marker]}" style="{style}"/>'

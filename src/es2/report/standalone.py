@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from es2.report.looks import PAPER
+
 _SCALE = 1.5
 """Pixels for each of the drawing's points."""
 
@@ -24,7 +26,7 @@ def standalone(svg: str) -> str:
     width, height = (round(_SCALE * side) for side in size(svg))
     whole = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        'font-family="sans-serif" style="background:#ffffff"'
+        f'font-family="sans-serif" style="background:{PAPER}"'
     )
     # A Markup, as pages hold it, would escape what it is given.
     return str(svg).replace('<svg class="panel"', whole, 1) + "\n"

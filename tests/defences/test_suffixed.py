@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,31 @@ from torch import Tensor
 
 from es2.attacks.soft_prompt import embedded
 from es2.attacks.target import AFFIRMATION
+from es2.data.fitting import FitPrompts
+from es2.defences import DEFENCES
 from es2.defences.after_start import OPENINGS
+from es2.defences.base import Material
 from es2.defences.es2 import Es2
 from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
-from es2.defences.suffixed import RATE, TOKENS, Suffixed, climb, record_suffixed
+from es2.defences.suffixed import (
+    DEPTHS,
+    PART,
+    PARTS,
+    RATE,
+    RECORDED,
+    TOKENS,
+    Suffixed,
+    beginnings,
+    climb,
+    record_suffixed,
+)
 from es2.defences.trainer import TrainSettings, seeded, train, trainable
 from es2.errors import Es2Error
 from es2.models.activations import edit
+from es2.models.generation import generate
 from es2.models.loading import ChatModel
+from es2.separation.probe import class_states
 from tiny import PROMPTS, with_lora
 
 REFUSAL = "I would rather not."
@@ -33,6 +50,17 @@ def refusing(chat: ChatModel) -> Reference:
     plain = record(chat, PROMPTS, 0)
     tail = [*chat.template.encode_response(REFUSAL), min(chat.stop_ids)]
     return replace(plain, rows=[row + tail for row in plain.rows])
+
+
+def starts(chat: ChatModel) -> list[list[int]]:
+    """Openings in turn."""
+    openings = [chat.template.encode_response(text) for text in OPENINGS]
+    return list(islice(cycle(openings), len(PROMPTS)))
+
+
+def recorded(chat: ChatModel) -> Suffixed:
+    """The rows, behind openings."""
+    return record_suffixed(chat, refusing(chat), starts(chat), seeded(3, 0))
 
 
 @torch.no_grad()
@@ -52,35 +80,36 @@ def test_the_loss_is_the_refusals_cross_entropy_with_the_found_vectors_in_place(
     tiny: Callable[[str], ChatModel], family: str
 ) -> None:
     chat = tiny(family)
-    suffixed = record_suffixed(chat, refusing(chat))
+    suffixed = recorded(chat)
     tuned = with_lora(chat)
     picked = [0, 3, 4]
     with torch.no_grad():
         loss, metrics = suffixed.loss(tuned, picked, 2, seeded(5, 0), 4.0)
-    vectors, _ = climb(tuned, [suffixed.heads[i] for i in picked], 2, seeded(5, 0))
-    told = []
+    drawn = torch.randint(len(suffixed.starts), (3,), generator=seeded(5, 0))
+    heads = [suffixed.heads[i] for i in picked]
+    vectors, _ = climb(tuned, heads, suffixed.starts[drawn], 2, suffixed.far)
+    told, openings = [], []
     for index, own in zip(picked, vectors, strict=True):
         head, row, begin = suffixed.heads[index], suffixed.rows[index], suffixed.begins[index]
         scores = slow_scores(tuned, row, own, len(head) - chat.template.tail - TOKENS)
+        openings.append(-float(scores[begin - 1, row[begin]]))
         for place in range(begin, len(row)):
             told += [-scores[place - 1, row[place]]] * (4 if place == begin else 1)
     torch.testing.assert_close(loss, sum(told) / len(told), rtol=1e-3, atol=1e-4)
     assert metrics["cross_entropy_suffixed"] == pytest.approx(float(loss))
+    assert metrics["first_suffixed"] == pytest.approx(sum(openings) / 3, rel=1e-3)
 
 
 def test_the_search_takes_signed_steps_down_the_affirmations_loss(
     tiny: Callable[[str], ChatModel], family: str
 ) -> None:
     chat = with_lora(tiny(family))
-    suffixed = record_suffixed(chat, refusing(chat))
-    heads = suffixed.heads[:2]
-    before, none = climb(chat, heads, 0, seeded(3, 0))
-    after, metrics = climb(chat, heads, 1, seeded(3, 0))
-    ids = torch.randint(len(chat.tokenizer), (2, TOKENS), generator=seeded(3, 0))
-    ids[0] = chat.tokenizer("!", add_special_tokens=False)["input_ids"][0]
-    torch.testing.assert_close(before, embedded(chat, ids))
-    assert not none
-    far, moved = RATE * float(before.abs().mean()), after - before
+    suffixed = recorded(chat)
+    heads, before, far = suffixed.heads[:2], suffixed.starts[:2], suffixed.far
+    same, none = climb(chat, heads, before, 0, far)
+    after, losses = climb(chat, heads, before, 1, far)
+    assert torch.equal(same, before) and not none
+    moved = after - before
     target = chat.template.encode_response(AFFIRMATION)
 
     def loss_of(place: int, vectors: Tensor) -> float:
@@ -90,11 +119,27 @@ def test_the_search_takes_signed_steps_down_the_affirmations_loss(
         return sum(told) / len(told)
 
     slow = [loss_of(place, before[place]) for place in range(2)]
-    assert metrics["suffix_first"] == pytest.approx(sum(slow) / 2, rel=1e-3)
+    assert losses == [pytest.approx(sum(slow) / 2, rel=1e-3)]
     step = torch.zeros_like(before[1])
-    step[4, 2] = 0.3 * float(before.abs().mean())
+    step[4, 2] = far
     slope = loss_of(1, before[1] + step) - loss_of(1, before[1] - step)
     assert float(moved[1, 4, 2]) == pytest.approx(-far if slope > 0 else far, rel=1e-3)
+
+
+def test_starts_are_where_an_attack_on_the_base_stands_after_each_part(
+    tiny: Callable[[str], ChatModel],
+) -> None:
+    chat = tiny("llama")
+    suffixed = recorded(chat)
+    some = suffixed.heads[:RECORDED]
+    ids = torch.randint(len(chat.tokenizer), (len(some), TOKENS), generator=seeded(3, 0))
+    ids[::2] = chat.tokenizer("!", add_special_tokens=False)["input_ids"][0]
+    words = embedded(chat, ids)
+    assert suffixed.far == pytest.approx(RATE * float(words[0].abs().mean()))
+    whole, losses = climb(chat, some, words, PARTS * PART, suffixed.far)
+    torch.testing.assert_close(suffixed.starts[-len(some) :], whole)
+    assert len(suffixed.starts) == PARTS * len(some)
+    assert losses[-1] < losses[0]
 
 
 def test_rows_start_with_nothing_and_with_openings_in_turn_and_have_room(
@@ -102,10 +147,10 @@ def test_rows_start_with_nothing_and_with_openings_in_turn_and_have_room(
 ) -> None:
     chat = shared("llama")
     template, pad = chat.template, [chat.template.pad_id] * TOKENS
-    suffixed = record_suffixed(chat, refusing(chat))
+    suffixed = recorded(chat)
     assert len(PROMPTS) > len(OPENINGS)
     for index, prompt in enumerate(PROMPTS):
-        opening = ("", *OPENINGS)[index % (len(OPENINGS) + 1)]
+        opening = "" if index % 5 == 0 else OPENINGS[index % len(OPENINGS)]
         plain = template.encode(prompt)
         cut = len(plain) - template.tail
         assert suffixed.heads[index] == [*plain[:cut], *pad, *plain[cut:]]
@@ -117,14 +162,15 @@ def test_rows_start_with_nothing_and_with_openings_in_turn_and_have_room(
 
 def test_a_search_leaves_the_weights_without_gradient(tiny: Callable[[str], ChatModel]) -> None:
     chat = with_lora(tiny("llama"))
-    climb(chat, record_suffixed(chat, refusing(chat)).heads[:2], 2, seeded(0, 0))
+    suffixed = recorded(chat)
+    climb(chat, suffixed.heads[:2], suffixed.starts[:2], 2, suffixed.far)
     assert all(parameter.grad is None for parameter in trainable(chat).values())
 
 
 def objective_for(chat: ChatModel, terms: Es2 = TERMS) -> Separation:
     harmful, harmless = refusing(chat), record(chat, PROMPTS, terms.response_tokens)
     distances = {2: 2.0, 4: 3.0}
-    suffixed = terms.behind_suffixes(chat, harmful)
+    suffixed = recorded(chat) if terms.suffixed else None
     terms = replace(terms, keep_refusal=0.0)  # the invented refusals have no states
     return Separation(
         terms, SETTINGS, (2, 4), harmful, harmless, distances, None, None, None, suffixed
@@ -140,25 +186,60 @@ def test_half_the_batch_is_added_and_nothing_without_the_weight(
     loss, metrics = objective.loss(tuned, 1)
     plain, less = replace(objective, suffixed=None).loss(tuned, 1)
     own = metrics["cross_entropy_suffixed"]
+    assert TERMS.kl_first > 1 and metrics["first_suffixed"] != pytest.approx(own)
     assert float((loss - plain).detach()) == pytest.approx(TERMS.suffixed * own, rel=1e-3)
     assert not [name for name in less if "suffix" in name]
     assert isinstance(objective.suffixed, Suffixed)
     assert objective_for(chat, replace(TERMS, suffixed=0.0)).suffixed is None
 
 
-def test_what_has_no_refusal_to_keep_says_so(shared: Callable[[str], ChatModel]) -> None:
+def test_an_answer_that_is_begun_is_cut_at_each_depth_and_a_refusal_is_not_begun(
+    shared: Callable[[str], ChatModel],
+) -> None:
     chat = shared("llama")
+    template, harmful = chat.template, record(chat, PROMPTS, 0)
+    heads = [template.encode(prompt, AFFIRMATION) for prompt in PROMPTS]
+    said = generate(chat, heads, max(DEPTHS))
+    texts = [template.decode(tail) for tail in said]
+    assert texts.count(texts[1]) == 1 and len(PROMPTS) > 2
+    found = beginnings(chat, harmful, lambda text: text == texts[1])
+    assert found[1] == template.encode_response(OPENINGS[0])
+    answered = [place for place in range(len(PROMPTS)) if place != 1]
+    for number, place in enumerate(answered):
+        depth = DEPTHS[number % len(DEPTHS)]
+        assert found[place] == [*template.encode_response(AFFIRMATION), *said[place][:depth]]
+
+
+@pytest.mark.parametrize("name", ["es2", "es2+safety_sft"])
+def test_a_defence_prepares_them_where_they_are_wanted(
+    tiny: Callable[[str], ChatModel], tmp_path: Path, name: str
+) -> None:
+    chat = tiny("llama")
+    fit = FitPrompts(PROMPTS[:3], PROMPTS[3:], PROMPTS[:2], PROMPTS[3:5])
+    states = class_states(chat, fit)
+
+    def prepared(suffixed: float, tokens: int) -> Separation:
+        terms = DEFENCES[name](response_tokens=tokens, suffixed=suffixed, after_start=0.0)
+        material = Material(chat, fit, states, (2, 4), SETTINGS, lambda text: False, tmp_path)
+        objective = terms.prepare(material)
+        assert isinstance(objective, Separation)
+        return objective
+
+    assert prepared(0.0, 3).suffixed is None
+    found = prepared(1.0, 3).suffixed
+    assert found is not None and len(found.rows) == 3
     with pytest.raises(Es2Error, match="suffixed keeps a refusal; set response_tokens above 0"):
-        Es2(response_tokens=0, suffixed=1.0).behind_suffixes(chat, refusing(chat))
+        prepared(1.0, 0)
 
 
 def test_training_makes_the_refusal_likelier_behind_what_is_found(
     tiny: Callable[[str], ChatModel], tmp_path: Path
 ) -> None:
     chat = tiny("llama")
-    settings = replace(SETTINGS, steps=32, lr=3e-2, rank=4, validate_every=0)
+    settings = replace(SETTINGS, steps=32, lr=1e-2, rank=4, validate_every=0)
     objective = replace(objective_for(chat), settings=settings)
-    objective = replace(objective, terms=replace(objective.terms, kl_weight=0.0, suffixed=3.0))
+    alone = {"kl_weight": 0.0, "kl_threshold": 100.0, "suffixed": 3.0}
+    objective = replace(objective, terms=replace(objective.terms, **alone))
     progress = train(with_lora(chat), objective, settings, tmp_path)
     first, last = (progress.history[place]["cross_entropy_suffixed"] for place in (0, -1))
-    assert last < 0.8 * first
+    assert last < 0.5 * first

@@ -20,8 +20,17 @@ from es2.defences.inner_reference import OPENING
 from es2.defences.margin import refusal_start
 from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
-from es2.defences.suffixed import TOKENS, Suffixed, record_suffixed
-from es2.defences.trainer import TrainSettings
+from es2.defences.suffixed import (
+    DEPTHS,
+    PART,
+    PARTS,
+    RECORDED,
+    TOKENS,
+    Suffixed,
+    beginnings,
+    record_suffixed,
+)
+from es2.defences.trainer import TrainSettings, seeded
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, answering, reading, training
@@ -61,9 +70,10 @@ class Es2:
             out at every layer, as refusal ablation does (Yu et al., arXiv 2409.20089).
         after_start: weight of the same at the end of an affirmative opening of the response: the
             refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
-        suffixed: weight of the refusal's cross-entropy behind a suffix of free vectors, searched anew
-            in every step for half the batch's harmful rows.
-        suffix_steps: of that search.
+        suffixed: weight of the refusal's cross-entropy behind a suffix of free vectors, for half the
+            batch's harmful rows; `kl_first` weighs its first token. Suffixes start from those of an
+            attack on the base.
+        suffix_steps: by which each is moved on against the model as it stands.
         bend: weight that drives the states along harmful answers, which the base was made to begin,
             away from the base's at the critical layers: who complies all the same talks nonsense.
             `kl_weight` times the KL on harmless answers as long comes with it, whatever this weight.
@@ -94,7 +104,7 @@ class Es2:
     ablated: float = 0.0
     after_start: float = 1.0
     suffixed: float = 0.0
-    suffix_steps: int = 6
+    suffix_steps: int = 4
     bend: float = 0.0
     bend_cap: float = 1.0
     bend_tokens: int = 32
@@ -149,6 +159,9 @@ class Es2:
             work += training(steps, bad + good, row, bad * new + good, head)
         if self.suffixed:
             half, behind = (bad + 1) / 2, TOKENS + lengths.tail + lengths.target
+            begun = lengths.own + lengths.target
+            work += answering(counts[0], begun, max(DEPTHS), rows, head)
+            work += training(PARTS * PART, RECORDED, behind, RECORDED * lengths.target)
             work += reading(steps * half, lengths.prompt, rows, head)
             work += training(steps * self.suffix_steps, half, behind, half * lengths.target)
             work += training(steps, half, row + TOKENS, half * new, head)
@@ -182,7 +195,7 @@ class Es2:
             refusal_start(refusals),
             self.behind_starts(chat, harmful, harmless),
             self.along_answers(material, answers),
-            self.behind_suffixes(chat, harmful),
+            self.behind_suffixes(material, harmful),
         )
 
     def base_distances(self, material: Material) -> dict[int, float]:
@@ -208,7 +221,7 @@ class Es2:
         with bar("recording the base model behind openings", len(harmless)) as done:
             return record_starts(chat, harmful, harmless, done)
 
-    def behind_suffixes(self, chat: ChatModel, harmful: Reference) -> Suffixed | None:
+    def behind_suffixes(self, material: Material, harmful: Reference) -> Suffixed | None:
         """Harmful rows with room for free vectors; None if they are not wanted.
 
         Raises:
@@ -217,7 +230,11 @@ class Es2:
         if not self.suffixed:
             return None
         self._needs_refusals("suffixed")
-        return record_suffixed(chat, harmful)
+        chat, drawn = material.chat, seeded(material.settings.seed, 0)
+        with bar("the base model's answers behind an opening", len(harmful)) as done:
+            starts = beginnings(chat, harmful, material.refuses, done)
+        with bar("an attack on the base's embeddings", PARTS * PART) as done:
+            return record_suffixed(chat, harmful, starts, drawn, done)
 
     def _needs_refusals(self, wanted: str) -> None:
         if not self.response_tokens:

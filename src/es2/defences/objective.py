@@ -86,7 +86,7 @@ class Separation:
         if self.suffixed is not None:
             half = bad[: (len(bad) + 1) // 2]
             kept, metrics = self.suffixed.loss(
-                chat, half, terms.suffix_steps, seeded(seed + 3, step)
+                chat, half, terms.suffix_steps, seeded(seed + 3, step), terms.kl_first
             )
             yield terms.suffixed * kept, metrics
         if self.bent is not None:

@@ -3,13 +3,14 @@
 Harmful prompts get a suffix of free vectors, as a soft prompt has it (Schwinn et al., arXiv
 2402.09063), and before every update it climbs a few signed steps towards compliance: adversarial
 training in the embedding space (Xhonneux et al., "Efficient Adversarial Training in LLMs with
-Continuous Attacks", arXiv 2405.15589). A hundred steps make any start likely; so most rows are to
-refuse behind one.
+Continuous Attacks", arXiv 2405.15589). An attack takes a hundred steps, and a step of training has
+time for few; so suffixes start from those that an attack on the base has come to. A hundred steps make
+any start of a response likely; so most rows are to refuse behind one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -19,17 +20,28 @@ from torch import Tensor
 
 from es2.attacks.soft_prompt import embedded, gradients, in_columns, room_at, word_suffix
 from es2.attacks.target import AFFIRMATION
+from es2.data.fitting import spread
 from es2.defences.after_start import OPENINGS, begun
 from es2.defences.reference import Reference
 from es2.defences.responses import read_responses
 from es2.models.forward import Held, forward
+from es2.models.generation import generate
 from es2.models.loading import ChatModel
 
 TOKENS = 20
 """Length of a suffix, as published."""
 
-RATE = 0.5
-"""A signed step, in mean absolute coordinates of the embeddings: few steps have to go far."""
+DEPTHS = (4, 8, 16, 24)
+"""How many tokens of an answer stand behind its affirmation."""
+
+RATE = 0.25
+"""A signed step, in mean absolute coordinates of the embeddings: twice the attack's on Llama's."""
+
+RECORDED = 8
+"""Prompts whose attack on the base is recorded."""
+
+PARTS, PART = 5, 10
+"""An attack is recorded after each of so many parts, of so many steps."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +50,17 @@ class Suffixed:
 
     Attributes:
         heads: templated prompts with room.
-        rows: the same with their responses: nothing or an affirmative opening, and a refusal.
+        rows: the same with their responses: nothing or the start of an answer, and a refusal.
         begins: where the refusals start.
+        starts: suffixes that an attack on the base has come to.
+        far: length of a signed step.
     """
 
     heads: Sequence[list[int]]
     rows: Sequence[list[int]]
     begins: Sequence[int]
+    starts: Float[Tensor, "k tokens d"]
+    far: float
 
     def loss(
         self,
@@ -60,59 +76,112 @@ class Suffixed:
             chat: the model in training.
             picked: rows of the batch.
             steps: of the search.
-            seed: of the tokens that suffixes start from.
+            seed: of the suffixes that the search starts from.
             first: weight of a refusal's first token, against 1 for every other.
         """
         heads = [self.heads[i] for i in picked]
         rows = [self.rows[i] for i in picked]
-        vectors, metrics = climb(chat, heads, steps, seed)
+        drawn = torch.randint(len(self.starts), (len(picked),), generator=seed)
+        vectors, losses = climb(chat, heads, self.starts[drawn], steps, self.far)
         firsts = [len(head) - chat.template.tail - TOKENS for head in heads]
         edit = in_columns(vectors, firsts, max(map(len, rows)))
         out = forward(chat, rows, keep=min(firsts), edits={0: edit})
         read = read_responses(chat, out, rows, [self.begins[i] for i in picked])
-        loss = read.cross_entropy(first)[0]
-        return loss, metrics | {"cross_entropy_suffixed": float(loss.detach())}
+        loss, opening = read.cross_entropy(first)
+        metrics = {"cross_entropy_suffixed": float(loss.detach()), "first_suffixed": opening}
+        if losses:
+            metrics |= {"suffix_first": losses[0], "suffix_last": losses[-1]}
+        return loss, metrics
 
 
 def climb(
-    chat: ChatModel, heads: Sequence[list[int]], steps: int, seed: torch.Generator
-) -> tuple[Float[Tensor, "n tokens d"], dict[str, float]]:
-    """Suffixes by signed steps on an affirmation's loss, and that loss.
-
-    Every other one starts from words, as published, the rest from random tokens.
+    chat: ChatModel,
+    heads: Sequence[list[int]],
+    vectors: Float[Tensor, "n tokens d"],
+    steps: int,
+    far: float,
+) -> tuple[Float[Tensor, "n tokens d"], list[float]]:
+    """Suffixes by signed steps down an affirmation's loss, and that loss before each step.
 
     Args:
-        chat: the model in training; its weights and their gradients are left alone.
+        chat: the model; its weights and their gradients are left alone.
         heads: templated prompts with room for a suffix.
+        vectors: where the search starts.
         steps: of the search.
-        seed: of the tokens.
+        far: length of a step in every coordinate.
     """
-    ids = torch.randint(len(chat.tokenizer), (len(heads), TOKENS), generator=seed)
-    ids[::2] = word_suffix(chat, TOKENS)
-    vectors = embedded(chat, ids)
-    far = RATE * vectors.abs().mean()
     targets = [chat.template.encode_response(AFFIRMATION)] * len(heads)
     held, losses = Held(), []
     for _ in range(steps):
         each, gradient = gradients(chat, heads, targets, vectors, held=held)
-        vectors -= far * gradient.sign()
+        vectors = vectors - far * gradient.sign()
         losses.append(float(each.mean()))
-    return vectors, {"suffix_first": losses[0], "suffix_last": losses[-1]} if losses else {}
+    return vectors, losses
 
 
-def record_suffixed(chat: ChatModel, harmful: Reference) -> Suffixed:
-    """Rows whose responses start with nothing and with openings, in turn.
+def beginnings(
+    chat: ChatModel,
+    harmful: Reference,
+    refuses: Callable[[str], bool],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:
+    """How each harmful row's response may start: with an opening, or with an answer well begun.
+
+    An attack's target says again what was asked for, and the answer goes on from there. So the base is
+    made to go on behind an affirmation, and what it says is cut at several depths; where it refuses,
+    the response starts with one of the openings.
 
     Args:
-        chat: the model.
-        harmful: rows whose responses refuse.
+        chat: the base model.
+        harmful: the rows.
+        refuses: whether a text refuses.
+        progress: called with the number of rows done.
     """
-    openings = [[], *(chat.template.encode_response(text) for text in OPENINGS)]
+    openings = cycle([chat.template.encode_response(text) for text in OPENINGS])
+    depths, affirmed = cycle(DEPTHS), chat.template.encode_response(AFFIRMATION)
+    pairs = zip(harmful.rows, harmful.firsts, strict=True)
+    heads = [[*row[: first + 1], *affirmed] for row, first in pairs]
+    tails = generate(chat, heads, max(DEPTHS), progress=progress)
+    return [
+        next(openings)
+        if refuses(chat.template.decode(tail))
+        else [*affirmed, *tail[: next(depths)]]
+        for tail in tails
+    ]
+
+
+def record_suffixed(
+    chat: ChatModel,
+    harmful: Reference,
+    starts: Sequence[list[int]],
+    seed: torch.Generator,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Suffixed:
+    """Rows whose responses start with nothing or as given, and an attack on some of them.
+
+    Args:
+        chat: the base model.
+        harmful: rows whose responses refuse.
+        starts: what each row's response starts with; every fifth starts with nothing.
+        seed: of random tokens that every other attack starts from; the rest start from words.
+        progress: called with the number of steps of the attack done.
+    """
     heads, rows, begins = [], [], []
-    for row, first, opening in zip(harmful.rows, harmful.firsts, cycle(openings)):
+    for index, (row, first, start) in enumerate(
+        zip(harmful.rows, harmful.firsts, starts, strict=True)
+    ):
         cut = first + 1 - chat.template.tail
-        whole, begin = begun(chat, row, first, opening)
+        whole, begin = begun(chat, row, first, start if index % 5 else [])
         heads.append(room_at(chat, row[: first + 1], cut, TOKENS))
         rows.append(room_at(chat, whole, cut, TOKENS))
         begins.append(begin + TOKENS)
-    return Suffixed(heads, rows, begins)
+    some = spread(heads, RECORDED)
+    ids = torch.randint(len(chat.tokenizer), (len(some), TOKENS), generator=seed)
+    ids[::2] = word_suffix(chat, TOKENS)
+    vectors, found = embedded(chat, ids), []
+    far = RATE * float(vectors[:1].abs().mean())
+    for _ in range(PARTS):
+        vectors, _losses = climb(chat, some, vectors, PART, far)
+        found.append(vectors)
+        progress(PART)
+    return Suffixed(heads, rows, begins, torch.cat(found), far)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,7 @@ from es2.defences.suffixed import (
     RECORDED,
     TOKENS,
     Suffixed,
+    attack,
     beginnings,
     climb,
     record_suffixed,
@@ -52,15 +52,16 @@ def refusing(chat: ChatModel) -> Reference:
     return replace(plain, rows=[row + tail for row in plain.rows])
 
 
-def starts(chat: ChatModel) -> list[list[int]]:
-    """Openings in turn."""
-    openings = [chat.template.encode_response(text) for text in OPENINGS]
-    return list(islice(cycle(openings), len(PROMPTS)))
+def material_of(chat: ChatModel, refuses: bool = True) -> Material:
+    """What a defence is given, with a rule of what refuses that says the same of every text."""
+    fit = FitPrompts(PROMPTS[:3], PROMPTS[3:], PROMPTS[:2], PROMPTS[3:5])
+    states = class_states(chat, fit)
+    return Material(chat, fit, states, (2, 4), SETTINGS, lambda text: refuses, Path())
 
 
 def recorded(chat: ChatModel) -> Suffixed:
-    """The rows, behind openings."""
-    return record_suffixed(chat, refusing(chat), starts(chat), seeded(3, 0))
+    """The rows, behind openings in turn: a base that refuses has no answers that are begun."""
+    return record_suffixed(material_of(chat), refusing(chat))
 
 
 @torch.no_grad()
@@ -132,13 +133,17 @@ def test_starts_are_where_an_attack_on_the_base_stands_after_each_part(
     chat = tiny("llama")
     suffixed = recorded(chat)
     some = suffixed.heads[:RECORDED]
-    ids = torch.randint(len(chat.tokenizer), (len(some), TOKENS), generator=seeded(3, 0))
+    found, far = attack(chat, some, seeded(SETTINGS.seed, 0))
+    assert torch.equal(found, suffixed.starts) and far == suffixed.far
+    ids = torch.randint(
+        len(chat.tokenizer), (len(some), TOKENS), generator=seeded(SETTINGS.seed, 0)
+    )
     ids[::2] = chat.tokenizer("!", add_special_tokens=False)["input_ids"][0]
     words = embedded(chat, ids)
-    assert suffixed.far == pytest.approx(RATE * float(words[0].abs().mean()))
-    whole, losses = climb(chat, some, words, PARTS * PART, suffixed.far)
-    torch.testing.assert_close(suffixed.starts[-len(some) :], whole)
-    assert len(suffixed.starts) == PARTS * len(some)
+    assert far == pytest.approx(RATE * float(words[0].abs().mean()))
+    whole, losses = climb(chat, some, words, PARTS * PART, far)
+    torch.testing.assert_close(found[-len(some) :], whole)
+    assert len(found) == PARTS * len(some)
     assert losses[-1] < losses[0]
 
 
@@ -212,15 +217,12 @@ def test_an_answer_that_is_begun_is_cut_at_each_depth_and_a_refusal_is_not_begun
 
 @pytest.mark.parametrize("name", ["es2", "es2+safety_sft"])
 def test_a_defence_prepares_them_where_they_are_wanted(
-    tiny: Callable[[str], ChatModel], tmp_path: Path, name: str
+    tiny: Callable[[str], ChatModel], name: str
 ) -> None:
-    chat = tiny("llama")
-    fit = FitPrompts(PROMPTS[:3], PROMPTS[3:], PROMPTS[:2], PROMPTS[3:5])
-    states = class_states(chat, fit)
+    material = material_of(tiny("llama"), refuses=False)
 
     def prepared(suffixed: float, tokens: int) -> Separation:
         terms = DEFENCES[name](response_tokens=tokens, suffixed=suffixed, after_start=0.0)
-        material = Material(chat, fit, states, (2, 4), SETTINGS, lambda text: False, tmp_path)
         objective = terms.prepare(material)
         assert isinstance(objective, Separation)
         return objective

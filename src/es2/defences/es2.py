@@ -20,17 +20,8 @@ from es2.defences.inner_reference import OPENING
 from es2.defences.margin import refusal_start
 from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
-from es2.defences.suffixed import (
-    DEPTHS,
-    PART,
-    PARTS,
-    RECORDED,
-    TOKENS,
-    Suffixed,
-    beginnings,
-    record_suffixed,
-)
-from es2.defences.trainer import TrainSettings, seeded
+from es2.defences.suffixed import Suffixed, expected_suffixed, record_suffixed
+from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, answering, reading, training
@@ -158,13 +149,7 @@ class Es2:
             work += reading(counts[1], lengths.own, rows, head)
             work += training(steps, bad + good, row, bad * new + good, head)
         if self.suffixed:
-            half, behind = (bad + 1) / 2, TOKENS + lengths.tail + lengths.target
-            begun = lengths.own + lengths.target
-            work += answering(counts[0], begun, max(DEPTHS), rows, head)
-            work += training(PARTS * PART, RECORDED, behind, RECORDED * lengths.target)
-            work += reading(steps * half, lengths.prompt, rows, head)
-            work += training(steps * self.suffix_steps, half, behind, half * lengths.target)
-            work += training(steps, half, row + TOKENS, half * new, head)
+            work += expected_suffixed(settings, lengths, harmful, rows, self.suffix_steps, new)
         if self.bend:
             added, opened = self.bend_tokens, lengths.count(OPENING)
             long = lengths.own + added
@@ -230,11 +215,7 @@ class Es2:
         if not self.suffixed:
             return None
         self._needs_refusals("suffixed")
-        chat, drawn = material.chat, seeded(material.settings.seed, 0)
-        with bar("the base model's answers behind an opening", len(harmful)) as done:
-            starts = beginnings(chat, harmful, material.refuses, done)
-        with bar("an attack on the base's embeddings", PARTS * PART) as done:
-            return record_suffixed(chat, harmful, starts, drawn, done)
+        return record_suffixed(material, harmful)
 
     def _needs_refusals(self, wanted: str) -> None:
         if not self.response_tokens:

@@ -22,11 +22,15 @@ from es2.attacks.soft_prompt import embedded, gradients, in_columns, room_at, wo
 from es2.attacks.target import AFFIRMATION
 from es2.data.fitting import spread
 from es2.defences.after_start import OPENINGS, begun
+from es2.defences.base import Material, seen_count
 from es2.defences.reference import Reference
 from es2.defences.responses import read_responses
+from es2.defences.trainer import TrainSettings, seeded
 from es2.models.forward import Held, forward
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, answering, reading, training
+from es2.progress import bar
 
 TOKENS = 20
 """Length of a suffix, as published."""
@@ -150,22 +154,41 @@ def beginnings(
     ]
 
 
-def record_suffixed(
+def attack(
     chat: ChatModel,
-    harmful: Reference,
-    starts: Sequence[list[int]],
+    heads: Sequence[list[int]],
     seed: torch.Generator,
     progress: Callable[[int], None] = lambda done: None,
-) -> Suffixed:
-    """Rows whose responses start with nothing or as given, and an attack on some of them.
+) -> tuple[Float[Tensor, "k tokens d"], float]:
+    """The suffixes after each part of an attack on the base, and how long its steps are.
 
     Args:
         chat: the base model.
-        harmful: rows whose responses refuse.
-        starts: what each row's response starts with; every fifth starts with nothing.
-        seed: of random tokens that every other attack starts from; the rest start from words.
-        progress: called with the number of steps of the attack done.
+        heads: templated prompts with room for a suffix.
+        seed: of random tokens that every other suffix starts from; the rest start from words.
+        progress: called with the number of steps done.
     """
+    ids = torch.randint(len(chat.tokenizer), (len(heads), TOKENS), generator=seed)
+    ids[::2] = word_suffix(chat, TOKENS)
+    vectors, found = embedded(chat, ids), []
+    far = RATE * float(vectors[:1].abs().mean())
+    for _ in range(PARTS):
+        vectors, _losses = climb(chat, heads, vectors, PART, far)
+        found.append(vectors)
+        progress(PART)
+    return torch.cat(found), far
+
+
+def record_suffixed(material: Material, harmful: Reference) -> Suffixed:
+    """Rows whose responses start with nothing, one in five, or well; and an attack on some of them.
+
+    Args:
+        material: what the defence is given.
+        harmful: rows whose responses refuse.
+    """
+    chat, seed = material.chat, seeded(material.settings.seed, 0)
+    with bar("the base model's answers behind an affirmation", len(harmful)) as done:
+        starts = beginnings(chat, harmful, material.refuses, done)
     heads, rows, begins = [], [], []
     for index, (row, first, start) in enumerate(
         zip(harmful.rows, harmful.firsts, starts, strict=True)
@@ -175,13 +198,29 @@ def record_suffixed(
         heads.append(room_at(chat, row[: first + 1], cut, TOKENS))
         rows.append(room_at(chat, whole, cut, TOKENS))
         begins.append(begin + TOKENS)
-    some = spread(heads, RECORDED)
-    ids = torch.randint(len(chat.tokenizer), (len(some), TOKENS), generator=seed)
-    ids[::2] = word_suffix(chat, TOKENS)
-    vectors, found = embedded(chat, ids), []
-    far = RATE * float(vectors[:1].abs().mean())
-    for _ in range(PARTS):
-        vectors, _losses = climb(chat, some, vectors, PART, far)
-        found.append(vectors)
-        progress(PART)
-    return Suffixed(heads, rows, begins, torch.cat(found), far)
+    with bar("an attack on the base's embeddings", PARTS * PART) as done:
+        found, far = attack(chat, spread(heads, RECORDED), seed, done)
+    return Suffixed(heads, rows, begins, found, far)
+
+
+def expected_suffixed(
+    settings: TrainSettings, lengths: Lengths, harmful: int, rows: int, steps: int, response: int
+) -> Work:
+    """The record, and in every step a search and a pass for half of the batch's harmful rows.
+
+    Args:
+        settings: of the training loop.
+        lengths: of the prompts, in tokens.
+        harmful: prompts to fit on.
+        rows: of a batch without gradient.
+        steps: of a search.
+        response: length of a refusal.
+    """
+    count, half = seen_count(settings, harmful), (min(settings.batch_size, harmful) + 1) / 2
+    behind = TOKENS + lengths.tail + lengths.target
+    work = answering(count, lengths.own + lengths.target, max(DEPTHS), rows, lengths.head)
+    work += training(PARTS * PART, RECORDED, behind, RECORDED * lengths.target)
+    work += reading(settings.steps * half, lengths.prompt, rows, lengths.head)
+    work += training(settings.steps * steps, half, behind, half * lengths.target)
+    row = lengths.own + TOKENS + response
+    return work + training(settings.steps, half, row, half * response, lengths.head)

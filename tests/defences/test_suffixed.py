@@ -52,11 +52,11 @@ def refusing(chat: ChatModel) -> Reference:
     return replace(plain, rows=[row + tail for row in plain.rows])
 
 
-def material_of(chat: ChatModel, refuses: bool = True) -> Material:
-    """What a defence is given, with a rule of what refuses that says the same of every text."""
+def material_of(chat: ChatModel, refuses: Callable[[str], bool] = lambda text: True) -> Material:
+    """What a defence is given, with a rule of what refuses."""
     fit = FitPrompts(PROMPTS[:3], PROMPTS[3:], PROMPTS[:2], PROMPTS[3:5])
     states = class_states(chat, fit)
-    return Material(chat, fit, states, (2, 4), SETTINGS, lambda text: refuses, Path())
+    return Material(chat, fit, states, (2, 4), SETTINGS, refuses, Path())
 
 
 def recorded(chat: ChatModel) -> Suffixed:
@@ -175,7 +175,7 @@ def test_a_search_leaves_the_weights_without_gradient(tiny: Callable[[str], Chat
 def objective_for(chat: ChatModel, terms: Es2 = TERMS) -> Separation:
     harmful, harmless = refusing(chat), record(chat, PROMPTS, terms.response_tokens)
     distances = {2: 2.0, 4: 3.0}
-    suffixed = recorded(chat) if terms.suffixed else None
+    suffixed = terms.behind_suffixes(material_of(chat), harmful)
     terms = replace(terms, keep_refusal=0.0)  # the invented refusals have no states
     return Separation(
         terms, SETTINGS, (2, 4), harmful, harmless, distances, None, None, None, suffixed
@@ -207,7 +207,7 @@ def test_an_answer_that_is_begun_is_cut_at_each_depth_and_a_refusal_is_not_begun
     said = generate(chat, heads, max(DEPTHS))
     texts = [template.decode(tail) for tail in said]
     assert texts.count(texts[1]) == 1 and len(PROMPTS) > 2
-    found = beginnings(chat, harmful, lambda text: text == texts[1])
+    found = beginnings(material_of(chat, lambda text: text == texts[1]), harmful)
     assert found[1] == template.encode_response(OPENINGS[0])
     answered = [place for place in range(len(PROMPTS)) if place != 1]
     for number, place in enumerate(answered):
@@ -219,7 +219,7 @@ def test_an_answer_that_is_begun_is_cut_at_each_depth_and_a_refusal_is_not_begun
 def test_a_defence_prepares_them_where_they_are_wanted(
     tiny: Callable[[str], ChatModel], name: str
 ) -> None:
-    material = material_of(tiny("llama"), refuses=False)
+    material = material_of(tiny("llama"), lambda text: False)
 
     def prepared(suffixed: float, tokens: int) -> Separation:
         terms = DEFENCES[name](response_tokens=tokens, suffixed=suffixed, after_start=0.0)

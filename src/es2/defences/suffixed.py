@@ -123,12 +123,7 @@ def climb(
     return vectors, losses
 
 
-def beginnings(
-    chat: ChatModel,
-    harmful: Reference,
-    refuses: Callable[[str], bool],
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[list[int]]:
+def beginnings(material: Material, harmful: Reference) -> list[list[int]]:
     """How each harmful row's response may start: with an opening, or with an answer well begun.
 
     An attack's target says again what was asked for, and the answer goes on from there. So the base is
@@ -136,21 +131,20 @@ def beginnings(
     the response starts with one of the openings.
 
     Args:
-        chat: the base model.
+        material: what the defence is given.
         harmful: the rows.
-        refuses: whether a text refuses.
-        progress: called with the number of rows done.
     """
+    chat = material.chat
     openings = cycle([chat.template.encode_response(text) for text in OPENINGS])
     depths, affirmed = cycle(DEPTHS), chat.template.encode_response(AFFIRMATION)
     pairs = zip(harmful.rows, harmful.firsts, strict=True)
     heads = [[*row[: first + 1], *affirmed] for row, first in pairs]
-    tails = generate(chat, heads, max(DEPTHS), progress=progress)
+    with bar("the base model's answers behind an affirmation", len(heads)) as advance:
+        tails = generate(chat, heads, max(DEPTHS), progress=advance)
+    refused = set(material.telling(tails, refused=True))
     return [
-        next(openings)
-        if refuses(chat.template.decode(tail))
-        else [*affirmed, *tail[: next(depths)]]
-        for tail in tails
+        next(openings) if index in refused else [*affirmed, *tail[: next(depths)]]
+        for index, tail in enumerate(tails)
     ]
 
 
@@ -187,8 +181,7 @@ def record_suffixed(material: Material, harmful: Reference) -> Suffixed:
         harmful: rows whose responses refuse.
     """
     chat, seed = material.chat, seeded(material.settings.seed, 0)
-    with bar("the base model's answers behind an affirmation", len(harmful)) as done:
-        starts = beginnings(chat, harmful, material.refuses, done)
+    starts = beginnings(material, harmful)
     heads, rows, begins = [], [], []
     for index, (row, first, start) in enumerate(
         zip(harmful.rows, harmful.firsts, starts, strict=True)
@@ -198,8 +191,8 @@ def record_suffixed(material: Material, harmful: Reference) -> Suffixed:
         heads.append(room_at(chat, row[: first + 1], cut, TOKENS))
         rows.append(room_at(chat, whole, cut, TOKENS))
         begins.append(begin + TOKENS)
-    with bar("an attack on the base's embeddings", PARTS * PART) as done:
-        found, far = attack(chat, spread(heads, RECORDED), seed, done)
+    with bar("an attack on the base's embeddings", PARTS * PART) as advance:
+        found, far = attack(chat, spread(heads, RECORDED), seed, advance)
     return Suffixed(heads, rows, begins, found, far)
 
 

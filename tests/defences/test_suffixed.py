@@ -32,7 +32,7 @@ from es2.defences.suffixed import (
     climb,
     record_suffixed,
 )
-from es2.defences.trainer import TrainSettings, seeded, train, trainable
+from es2.defences.trainer import TrainSettings, adapter_off, seeded, train, trainable
 from es2.errors import Es2Error
 from es2.models.activations import edit
 from es2.models.generation import generate
@@ -61,7 +61,7 @@ def material_of(chat: ChatModel, refuses: Callable[[str], bool] = lambda text: T
 
 def recorded(chat: ChatModel) -> Suffixed:
     """The rows, behind openings in turn: a base that refuses has no answers that are begun."""
-    return record_suffixed(material_of(chat), refusing(chat))
+    return record_suffixed(material_of(chat), refusing(chat), record(chat, PROMPTS[:3], 6))
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def slow_scores(chat: ChatModel, row: list[int], vectors: Tensor, place: int) ->
         return chat.model(torch.tensor([row]), use_cache=False).logits[0].log_softmax(-1)
 
 
-def test_the_loss_is_the_refusals_cross_entropy_with_the_found_vectors_in_place(
+def test_it_reads_the_refusals_cross_entropy_with_the_found_vectors_in_place(
     tiny: Callable[[str], ChatModel], family: str
 ) -> None:
     chat = tiny(family)
@@ -85,7 +85,7 @@ def test_the_loss_is_the_refusals_cross_entropy_with_the_found_vectors_in_place(
     tuned = with_lora(chat)
     picked = [0, 3, 4]
     with torch.no_grad():
-        loss, metrics = suffixed.loss(tuned, picked, 2, seeded(5, 0), 4.0)
+        read = suffixed.read(tuned, picked, [2, 0], 2, seeded(5, 0), 4.0)
     drawn = torch.randint(len(suffixed.starts), (3,), generator=seeded(5, 0))
     heads = [suffixed.heads[i] for i in picked]
     vectors, _ = climb(tuned, heads, suffixed.starts[drawn], 2, suffixed.far)
@@ -96,9 +96,31 @@ def test_the_loss_is_the_refusals_cross_entropy_with_the_found_vectors_in_place(
         openings.append(-float(scores[begin - 1, row[begin]]))
         for place in range(begin, len(row)):
             told += [-scores[place - 1, row[place]]] * (4 if place == begin else 1)
-    torch.testing.assert_close(loss, sum(told) / len(told), rtol=1e-3, atol=1e-4)
-    assert metrics["cross_entropy_suffixed"] == pytest.approx(float(loss))
-    assert metrics["first_suffixed"] == pytest.approx(sum(openings) / 3, rel=1e-3)
+    torch.testing.assert_close(read.refusal, sum(told) / len(told), rtol=1e-3, atol=1e-4)
+    assert read.metrics["cross_entropy_suffixed"] == pytest.approx(float(read.refusal))
+    assert read.metrics["first_suffixed"] == pytest.approx(sum(openings) / 3, rel=1e-3)
+
+
+def test_harmless_answers_are_held_to_the_base_at_every_token_alike(
+    tiny: Callable[[str], ChatModel], family: str
+) -> None:
+    chat = tiny(family)
+    suffixed = recorded(chat)
+    tuned, picked, told = with_lora(chat), [2, 0], []
+    with torch.no_grad():
+        read = suffixed.read(tuned, [1], picked, 1, seeded(5, 0))
+        for index in picked:
+            row, first = suffixed.harmless.rows[index], suffixed.harmless.firsts[index]
+            now = (
+                tuned.model(torch.tensor([row]), use_cache=False).logits[0, first:].log_softmax(-1)
+            )
+            with adapter_off(tuned):
+                then = tuned.model(torch.tensor([row]), use_cache=False).logits[0, first:]
+            then = then.log_softmax(-1)
+            told.append((then.exp() * (then - now)).sum(-1).mean())
+    assert float(read.kl) > 0
+    torch.testing.assert_close(read.kl, sum(told) / len(told), rtol=1e-3, atol=1e-5)
+    assert read.metrics["kl_along_answers"] == pytest.approx(float(read.kl))
 
 
 def test_the_search_takes_signed_steps_down_the_affirmations_loss(
@@ -175,7 +197,7 @@ def test_a_search_leaves_the_weights_without_gradient(tiny: Callable[[str], Chat
 def objective_for(chat: ChatModel, terms: Es2 = TERMS) -> Separation:
     harmful, harmless = refusing(chat), record(chat, PROMPTS, terms.response_tokens)
     distances = {2: 2.0, 4: 3.0}
-    suffixed = terms.behind_suffixes(material_of(chat), harmful)
+    suffixed = terms.behind_suffixes(material_of(chat), harmful, record(chat, PROMPTS, 8))
     terms = replace(terms, keep_refusal=0.0)  # the invented refusals have no states
     return Separation(
         terms, SETTINGS, (2, 4), harmful, harmless, distances, None, None, None, suffixed
@@ -190,9 +212,10 @@ def test_half_the_batch_is_added_and_nothing_without_the_weight(
     tuned = with_lora(chat)
     loss, metrics = objective.loss(tuned, 1)
     plain, less = replace(objective, suffixed=None).loss(tuned, 1)
-    own = metrics["cross_entropy_suffixed"]
+    own, kl = metrics["cross_entropy_suffixed"], metrics["kl_along_answers"]
     assert TERMS.kl_first > 1 and metrics["first_suffixed"] != pytest.approx(own)
-    assert float((loss - plain).detach()) == pytest.approx(TERMS.suffixed * own, rel=1e-3)
+    added = TERMS.suffixed * (own + TERMS.kl_weight * kl)
+    assert float((loss - plain).detach()) == pytest.approx(added, rel=1e-3)
     assert not [name for name in less if "suffix" in name]
     assert isinstance(objective.suffixed, Suffixed)
     assert objective_for(chat, replace(TERMS, suffixed=0.0)).suffixed is None
@@ -228,8 +251,12 @@ def test_a_defence_prepares_them_where_they_are_wanted(
         return objective
 
     assert prepared(0.0, 3).suffixed is None
-    found = prepared(1.0, 3).suffixed
+    objective = prepared(1.0, 3)
+    found = objective.suffixed
     assert found is not None and len(found.rows) == 3
+    # Harmless answers are as long as harmful ones stand; elsewhere they are as long as they were.
+    assert max(len(states) for states in found.harmless.hidden) == 1 + max(DEPTHS)
+    assert max(len(states) for states in objective.harmless.hidden) == 1 + 3
     with pytest.raises(Es2Error, match="suffixed keeps a refusal; set response_tokens above 0"):
         prepared(1.0, 0)
 

@@ -20,7 +20,7 @@ from es2.defences.inner_reference import OPENING
 from es2.defences.margin import refusal_start
 from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
-from es2.defences.suffixed import Suffixed, expected_suffixed, record_suffixed
+from es2.defences.suffixed import DEPTHS, Suffixed, expected_suffixed, record_suffixed
 from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
@@ -149,7 +149,8 @@ class Es2:
             work += reading(counts[1], lengths.own, rows, head)
             work += training(steps, bad + good, row, bad * new + good, head)
         if self.suffixed:
-            work += expected_suffixed(settings, lengths, harmful, rows, self.suffix_steps, new)
+            more = (lengths, harmful, harmless, rows, self.suffix_steps, new)
+            work += expected_suffixed(settings, *more)
         if self.bend:
             added, opened = self.bend_tokens, lengths.count(OPENING)
             long = lengths.own + added
@@ -180,7 +181,7 @@ class Es2:
             refusal_start(refusals),
             self.behind_starts(chat, harmful, harmless),
             self.along_answers(material, answers),
-            self.behind_suffixes(material, harmful),
+            self.behind_suffixes(material, harmful, answers),
         )
 
     def base_distances(self, material: Material) -> dict[int, float]:
@@ -206,8 +207,10 @@ class Es2:
         with bar("recording the base model behind openings", len(harmless)) as done:
             return record_starts(chat, harmful, harmless, done)
 
-    def behind_suffixes(self, material: Material, harmful: Reference) -> Suffixed | None:
-        """Harmful rows with room for free vectors; None if they are not wanted.
+    def behind_suffixes(
+        self, material: Material, harmful: Reference, harmless: Reference
+    ) -> Suffixed | None:
+        """Harmful rows with room for free vectors, and answers; None if they are not wanted.
 
         Raises:
             Es2Error: if they are wanted and no refusals are recorded.
@@ -215,7 +218,7 @@ class Es2:
         if not self.suffixed:
             return None
         self._needs_refusals("suffixed")
-        return record_suffixed(material, harmful)
+        return record_suffixed(material, harmful, harmless.cut(max(DEPTHS)))
 
     def _needs_refusals(self, wanted: str) -> None:
         if not self.response_tokens:
@@ -224,8 +227,9 @@ class Es2:
     def record_harmless(
         self, material: Material, prompts: Sequence[str], progress: Callable[[int], None]
     ) -> tuple[Reference, Reference]:
-        """What the base does on harmless prompts, as far as the KL reads and as bending does."""
-        tokens = max(self.response_tokens, self.bend_tokens if self.bend else 0)
+        """What the base does on harmless prompts, as far as the KL reads and as anything does."""
+        bent, suffixed = self.bend_tokens if self.bend else 0, max(DEPTHS) if self.suffixed else 0
+        tokens = max(self.response_tokens, bent, suffixed)
         long = record(material.chat, prompts, tokens, self.kl_prompt, progress)
         short = long.cut(self.response_tokens)
         if not self.consistent:
@@ -235,7 +239,9 @@ class Es2:
 
     def along_answers(self, material: Material, harmless: Reference) -> Bent | None:
         """Answers of both classes, and the base's states along them; None if they are not wanted."""
-        return record_answers(material, harmless, self.bend_tokens) if self.bend else None
+        if not self.bend:
+            return None
+        return record_answers(material, harmless.cut(self.bend_tokens), self.bend_tokens)
 
 
 @DEFENCES.register

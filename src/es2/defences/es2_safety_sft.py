@@ -70,7 +70,7 @@ class Es2SafetySft(Es2):
             said[0],
             self.behind_starts(chat, harmful, harmless),
             self.along_answers(material, answers),
-            self.behind_suffixes(material, harmful),
+            self.behind_suffixes(material, harmful, answers),
         )
 
 

@@ -81,14 +81,18 @@ class Separation:
         good = batch_indices(len(self.harmless), size, step, seed + 1)
         yield self._plain(chat, step, bad, good)
         if self.after is not None:
-            behind, metrics = self._behind_start(self.after, chat, bad, good)
-            yield terms.after_start * behind, metrics
+            kept, metrics = self._behind_start(self.after, chat, bad, good)
+            yield terms.after_start * kept, metrics
         if self.suffixed is not None:
-            half = bad[: (len(bad) + 1) // 2]
-            kept, metrics = self.suffixed.loss(
-                chat, half, terms.suffix_steps, seeded(seed + 3, step), terms.kl_first
+            behind = self.suffixed.read(
+                chat,
+                bad[: (len(bad) + 1) // 2],
+                good[: (len(good) + 1) // 2],
+                terms.suffix_steps,
+                seeded(seed + 3, step),
+                terms.kl_first,
             )
-            yield terms.suffixed * kept, metrics
+            yield terms.suffixed * (behind.refusal + terms.kl_weight * behind.kl), behind.metrics
         if self.bent is not None:
             read = self.bent.read(chat, size, step, seed)
             reached = sum(left.clamp(max=terms.bend_cap) for left in read.left.values())

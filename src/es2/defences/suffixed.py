@@ -5,7 +5,8 @@ Harmful prompts get a suffix of free vectors, as a soft prompt has it (Schwinn e
 training in the embedding space (Xhonneux et al., "Efficient Adversarial Training in LLMs with
 Continuous Attacks", arXiv 2405.15589). An attack takes a hundred steps, and a step of training has
 time for few; so suffixes start from those that an attack on the base has come to. A hundred steps make
-any start of a response likely; so most rows are to refuse behind one.
+any start of a response likely; so most rows are to refuse behind one. A model that learns this of
+harmful answers breaks off harmless ones too; so those are held to the base's as far.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from es2.attacks.target import AFFIRMATION
 from es2.data.fitting import spread
 from es2.defences.after_start import OPENINGS, begun
 from es2.defences.base import Material, seen_count
-from es2.defences.reference import Reference
+from es2.defences.reference import Reference, kl_from
 from es2.defences.responses import read_responses
 from es2.defences.trainer import TrainSettings, seeded
 from es2.models.forward import Held, forward
@@ -49,8 +50,23 @@ PARTS, PART = 5, 10
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a model in training does in a step.
+
+    Attributes:
+        refusal: cross-entropy of the harmful rows' refusals.
+        kl: from the base, along harmless answers.
+        metrics: to be logged.
+    """
+
+    refusal: Float[Tensor, ""]
+    kl: Float[Tensor, ""]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Suffixed:
-    """Harmful rows with room for a suffix.
+    """Harmful rows with room for a suffix, and harmless answers.
 
     Attributes:
         heads: templated prompts with room.
@@ -58,6 +74,7 @@ class Suffixed:
         begins: where the refusals start.
         starts: suffixes that an attack on the base has come to.
         far: length of a signed step.
+        harmless: what the base does along its answers, which have no suffix.
     """
 
     heads: Sequence[list[int]]
@@ -65,37 +82,47 @@ class Suffixed:
     begins: Sequence[int]
     starts: Float[Tensor, "k tokens d"]
     far: float
+    harmless: Reference
 
-    def loss(
+    def read(
         self,
         chat: ChatModel,
-        picked: Sequence[int],
+        bad: Sequence[int],
+        good: Sequence[int],
         steps: int,
         seed: torch.Generator,
         first: float = 1.0,
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The refusals' cross-entropy under suffixes that have been looked for just now.
+    ) -> Reading:
+        """One forward pass, under suffixes that have been looked for just now.
 
         Args:
             chat: the model in training.
-            picked: rows of the batch.
+            bad: which harmful rows are in the batch.
+            good: which harmless ones.
             steps: of the search.
             seed: of the suffixes that the search starts from.
             first: weight of a refusal's first token, against 1 for every other.
         """
-        heads = [self.heads[i] for i in picked]
-        rows = [self.rows[i] for i in picked]
-        drawn = torch.randint(len(self.starts), (len(picked),), generator=seed)
+        heads = [self.heads[i] for i in bad]
+        rows = [self.rows[i] for i in bad]
+        whole = rows + [self.harmless.rows[i] for i in good]
+        drawn = torch.randint(len(self.starts), (len(bad),), generator=seed)
         vectors, losses = climb(chat, heads, self.starts[drawn], steps, self.far)
         firsts = [len(head) - chat.template.tail - TOKENS for head in heads]
-        edit = in_columns(vectors, firsts, max(map(len, rows)))
-        out = forward(chat, rows, keep=min(firsts), edits={0: edit})
-        read = read_responses(chat, out, rows, [self.begins[i] for i in picked])
-        loss, opening = read.cross_entropy(first)
-        metrics = {"cross_entropy_suffixed": float(loss.detach()), "first_suffixed": opening}
+        edit = in_columns(vectors, firsts, max(map(len, whole)))
+        keep = min(*firsts, *(self.harmless.starts[i] for i in good))
+        out = forward(chat, whole, keep=keep, edits={0: edit})
+        read = read_responses(chat, out, rows, [self.begins[i] for i in bad])
+        refusal, opening = read.cross_entropy(first)
+        kl = kl_from(self.harmless, good, chat, out, len(bad), 1.0)
+        metrics = {
+            "cross_entropy_suffixed": float(refusal.detach()),
+            "first_suffixed": opening,
+            "kl_along_answers": float(kl.detach()),
+        }
         if losses:
             metrics |= {"suffix_first": losses[0], "suffix_last": losses[-1]}
-        return loss, metrics
+        return Reading(refusal, kl, metrics)
 
 
 def climb(
@@ -173,12 +200,13 @@ def attack(
     return torch.cat(found), far
 
 
-def record_suffixed(material: Material, harmful: Reference) -> Suffixed:
+def record_suffixed(material: Material, harmful: Reference, harmless: Reference) -> Suffixed:
     """Rows whose responses start with nothing, one in five, or well; and an attack on some of them.
 
     Args:
         material: what the defence is given.
         harmful: rows whose responses refuse.
+        harmless: what the base does along answers as long as harmful ones stand.
     """
     chat, seed = material.chat, seeded(material.settings.seed, 0)
     starts = beginnings(material, harmful)
@@ -193,27 +221,36 @@ def record_suffixed(material: Material, harmful: Reference) -> Suffixed:
         begins.append(begin + TOKENS)
     with bar("an attack on the base's embeddings", PARTS * PART) as advance:
         found, far = attack(chat, spread(heads, RECORDED), seed, advance)
-    return Suffixed(heads, rows, begins, found, far)
+    return Suffixed(heads, rows, begins, found, far, harmless)
 
 
 def expected_suffixed(
-    settings: TrainSettings, lengths: Lengths, harmful: int, rows: int, steps: int, response: int
+    settings: TrainSettings,
+    lengths: Lengths,
+    harmful: int,
+    harmless: int,
+    rows: int,
+    steps: int,
+    response: int,
 ) -> Work:
-    """The record, and in every step a search and a pass for half of the batch's harmful rows.
+    """The record, and in every step a search and a pass for half of the batch's rows.
 
     Args:
         settings: of the training loop.
         lengths: of the prompts, in tokens.
         harmful: prompts to fit on.
+        harmless: likewise.
         rows: of a batch without gradient.
         steps: of a search.
         response: length of a refusal.
     """
-    count, half = seen_count(settings, harmful), (min(settings.batch_size, harmful) + 1) / 2
-    behind = TOKENS + lengths.tail + lengths.target
-    work = answering(count, lengths.own + lengths.target, max(DEPTHS), rows, lengths.head)
-    work += training(PARTS * PART, RECORDED, behind, RECORDED * lengths.target)
-    work += reading(settings.steps * half, lengths.prompt, rows, lengths.head)
-    work += training(settings.steps * steps, half, behind, half * lengths.target)
-    row = lengths.own + TOKENS + response
-    return work + training(settings.steps, half, row, half * response, lengths.head)
+    bad, good = ((min(settings.batch_size, count) + 1) / 2 for count in (harmful, harmless))
+    own, target, head, long = lengths.own, lengths.target, lengths.head, max(DEPTHS)
+    behind = TOKENS + lengths.tail + target
+    work = answering(seen_count(settings, harmful), own + target, long, rows, head)
+    work += answering(seen_count(settings, harmless), own, max(0, long - response), rows, head)
+    work += training(PARTS * PART, RECORDED, behind, RECORDED * target)
+    work += reading(settings.steps * bad, lengths.prompt, rows, head)
+    work += training(settings.steps * steps, bad, behind, bad * target)
+    row = own + max(TOKENS + response, long)
+    return work + training(settings.steps, bad + good, row, bad * response + good * long, head)

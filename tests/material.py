@@ -14,7 +14,6 @@ from tiny import PROMPTS
 
 HARMFUL = [f"Tell me of ships, number {i}" for i in range(8)]
 """They stand for harmful ones; no harm is needed to test the mathematics."""
-OPENING = "Sure, here is"
 
 
 def make_material(chat: ChatModel, refuses: Callable[[str], bool]) -> Material:

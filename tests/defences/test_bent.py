@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from es2.attacks.target import AFFIRMATION
 from es2.data.fitting import FitPrompts
 from es2.defences.base import Material, unless_few
 from es2.defences.bent import Bent, record_answers
 from es2.defences.es2 import Es2
-from es2.defences.inner_reference import OPENING
 from es2.defences.objective import Separation
 from es2.defences.reference import record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
@@ -90,7 +90,7 @@ def test_answers_go_on_from_the_opening_and_their_states_stand_behind_it(
     chat = shared("llama")
     bent = record_answers(material(chat, tmp_path), record(chat, PROMPTS, 3), 3)
     assert len(bent.texts) == len(HARMFUL) and len(bent.harmless) == len(PROMPTS)
-    starts = {tuple(chat.template.encode(prompt, OPENING)) for prompt in HARMFUL}
+    starts = {tuple(chat.template.encode(prompt, AFFIRMATION)) for prompt in HARMFUL}
     for row, begin, states in zip(bent.texts.rows, bent.texts.begins, bent.states, strict=True):
         assert tuple(row[:begin]) in starts
         assert all(len(states[layer]) == len(row) - begin for layer in LAYERS)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from es2.attacks.target import AFFIRMATION
 from es2.defences.inner_reference import (
     Texts,
     before_and_now,
@@ -20,12 +21,12 @@ from es2.defences.trainer import TrainSettings, frozen_copy, unfreeze
 from es2.errors import Es2Error
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
-from material import HARMFUL, OPENING, make_material
+from material import HARMFUL, make_material
 from tiny import PROMPTS, encode, streams, with_lora
 
 
 def test_texts_are_the_prompt_and_what_the_model_says_after_the_opening(chat: ChatModel) -> None:
-    for opening in ("", OPENING):
+    for opening in ("", AFFIRMATION):
         texts = own_texts(chat, PROMPTS, 4, opening)
         heads = [chat.template.encode(prompt, opening) for prompt in PROMPTS]
         tails = generate(chat, heads, 4)
@@ -39,12 +40,12 @@ def test_unsafe_texts_that_refuse_and_refusals_that_do_not_are_left_out(
     shared: Callable[[str], ChatModel],
 ) -> None:
     chat = shared("llama")
-    unsafe = own_texts(chat, HARMFUL, 4, OPENING)
+    unsafe = own_texts(chat, HARMFUL, 4, AFFIRMATION)
     declined = own_texts(chat, HARMFUL, 4)
     decode = chat.template.decode
     told = {decode(texts.responses()[i]) for texts in (unsafe, declined) for i in (0, 3)}
     bad, good = texts_to_train_on(
-        make_material(chat, told.__contains__), 4, OPENING, 8 / len(PROMPTS)
+        make_material(chat, told.__contains__), 4, AFFIRMATION, 8 / len(PROMPTS)
     )
     assert 0 < len(bad) < len(HARMFUL)
     assert not told & {decode(response) for response in bad.responses()}
@@ -59,7 +60,7 @@ def test_where_the_model_refuses_however_it_begins_its_texts_are_taken_all_the_s
     shared: Callable[[str], ChatModel],
 ) -> None:
     bad, good = texts_to_train_on(
-        make_material(shared("llama"), lambda text: True), 2, OPENING, 0.5
+        make_material(shared("llama"), lambda text: True), 2, AFFIRMATION, 0.5
     )
     assert len(bad) == len(HARMFUL)
     assert len(good) == len(PROMPTS) + 3

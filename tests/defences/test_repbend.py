@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from es2.attacks.target import AFFIRMATION
 from es2.defences.inner_reference import Texts, own_texts
 from es2.defences.repbend import Bending, RepBend
 from es2.defences.trainer import (
@@ -20,7 +21,7 @@ from es2.defences.trainer import (
     unfreeze,
 )
 from es2.models.loading import ChatModel
-from material import HARMFUL, OPENING, make_material
+from material import HARMFUL, make_material
 from tiny import PROMPTS, streams, with_lora
 
 SETTINGS = TrainSettings(steps=10, batch_size=3, rank=2, seed=4)
@@ -28,7 +29,7 @@ LAYERS = (2, 4)
 
 
 def bending(chat: ChatModel, settings: TrainSettings = SETTINGS) -> Bending:
-    unsafe, safe = own_texts(chat, HARMFUL, 4, OPENING), own_texts(chat, PROMPTS, 4)
+    unsafe, safe = own_texts(chat, HARMFUL, 4, AFFIRMATION), own_texts(chat, PROMPTS, 4)
     return Bending(RepBend(), settings, LAYERS, unsafe, safe, frozen_copy(chat, settings))
 
 

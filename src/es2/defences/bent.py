@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.attacks.target import AFFIRMATION
 from es2.defences.base import Material
-from es2.defences.inner_reference import OPENING, Texts, places, unsafe_texts
+from es2.defences.inner_reference import Texts, places, unsafe_texts
 from es2.defences.reference import Reference, kl_from
 from es2.defences.trainer import batch_indices
 from es2.models.forward import forward
@@ -89,8 +90,8 @@ def record_answers(material: Material, harmless: Reference, tokens: int) -> Bent
     """
     chat, prompts = material.chat, material.seen(material.fit.harmful)
     with bar("the base model's answers behind an opening", len(prompts)) as advance:
-        texts = unsafe_texts(material, prompts, tokens, OPENING, advance)
-    opened = len(chat.template.encode_response(OPENING))
+        texts = unsafe_texts(material, prompts, tokens, AFFIRMATION, advance)
+    opened = len(chat.template.encode_response(AFFIRMATION))
     # An answer that ends with its opening still has that opening's last token.
     begins = [
         min(begin + opened, len(row) - 1)

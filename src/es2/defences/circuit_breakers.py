@@ -33,9 +33,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.attacks.target import AFFIRMATION
 from es2.defences.base import DEFENCES, Material, Range
 from es2.defences.inner_reference import (
-    OPENING,
     Texts,
     before_and_now,
     drift,
@@ -75,7 +75,7 @@ class CircuitBreakers:
     layers: tuple[int, ...] | None = None
     alpha: float = 10.0
     hold: float = 1.0
-    opening: str = OPENING
+    opening: str = AFFIRMATION
     response_tokens: int = 64
     refusals: float = 0.2
     bare: float = 0.5

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from es2.attacks.target import AFFIRMATION
 from es2.defences.base import DEFENCES, Material, seen_count
 from es2.defences.dpo import Answer, Dpo, Pair, log_probabilities, passed
-from es2.defences.inner_reference import OPENING
 from es2.defences.reward_model import (
     Categorical,
     Form,
@@ -94,7 +94,7 @@ class Dpl:
     entropy: float = 0.1
     beta: float = 0.1
     refusal: str = REFUSAL
-    opening: str = OPENING
+    opening: str = AFFIRMATION
     answer_tokens: int = 48
     reward_steps: int = 600
     reward_batch: int = 32

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from es2.attacks.target import AFFIRMATION
 from es2.defences.after_start import AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
 from es2.defences.bent import Bent, record_answers
-from es2.defences.inner_reference import OPENING
 from es2.defences.margin import refusal_start
 from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
@@ -152,7 +152,7 @@ class Es2:
             more = (lengths, harmful, harmless, rows, self.suffix_steps, new)
             work += expected_suffixed(settings, *more)
         if self.bend:
-            added, opened = self.bend_tokens, lengths.count(OPENING)
+            added, opened = self.bend_tokens, lengths.count(AFFIRMATION)
             long = lengths.own + added
             work += answering(counts[0], lengths.own + opened, added, rows, head)
             work += answering(counts[1], lengths.own, max(0, added - new), rows, head)

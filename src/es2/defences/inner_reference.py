@@ -27,9 +27,6 @@ from es2.models.work import Lengths, Work, answering, reading, training
 from es2.progress import bar
 from es2.separation.layers import check_layers
 
-OPENING = "Sure, here is"
-"""What a model's answers to harmful prompts are made to begin with."""
-
 
 @dataclass(frozen=True)
 class Texts:

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from es2.attacks.target import AFFIRMATION
 from es2.data.fitting import spread
 from es2.defences.base import DEFENCES, Material, Range, seen_count
-from es2.defences.inner_reference import OPENING
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.responses import Responses, read_responses
 from es2.defences.safety_sft import REFUSAL
@@ -87,7 +87,7 @@ class Lat:
     kl: float = 0.1
     sft: float = 0.0
     refusal: str = REFUSAL
-    opening: str = OPENING
+    opening: str = AFFIRMATION
     harmful_tokens: int = 32
     answer_tokens: int = 48
 

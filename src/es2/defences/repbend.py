@@ -35,9 +35,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.attacks.target import AFFIRMATION
 from es2.defences.base import DEFENCES, Material, Range
 from es2.defences.inner_reference import (
-    OPENING,
     Places,
     Texts,
     before_and_now,
@@ -84,7 +84,7 @@ class RepBend:
     gather: float = 0.1
     kl_weight: float = 0.3
     temperature: float = 2.0
-    opening: str = OPENING
+    opening: str = AFFIRMATION
     response_tokens: int = 64
     refusals: float = 1.0
 

@@ -245,7 +245,7 @@ def expected_suffixed(
         response: length of a refusal.
     """
     bad, good = ((min(settings.batch_size, count) + 1) / 2 for count in (harmful, harmless))
-    own, target, head, long = lengths.own, lengths.target, lengths.head, max(DEPTHS)
+    own, target, head, long = lengths.own, lengths.count(AFFIRMATION), lengths.head, max(DEPTHS)
     behind = TOKENS + lengths.tail + target
     work = answering(seen_count(settings, harmful), own + target, long, rows, head)
     work += answering(seen_count(settings, harmless), own, max(0, long - response), rows, head)

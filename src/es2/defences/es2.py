@@ -95,7 +95,7 @@ class Es2:
     ablated: float = 0.0
     after_start: float = 1.0
     suffixed: float = 0.0
-    suffix_steps: int = 4
+    suffix_steps: int = 3
     bend: float = 0.0
     bend_cap: float = 1.0
     bend_tokens: int = 32

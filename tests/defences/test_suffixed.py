@@ -38,7 +38,7 @@ from es2.models.activations import edit
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
 from es2.separation.probe import class_states
-from tiny import PROMPTS, with_lora
+from tiny import PROMPTS, chances, with_lora
 
 REFUSAL = "I would rather not."
 SETTINGS = TrainSettings(batch_size=3, rank=2, lr=3e-3, seed=1)
@@ -111,12 +111,9 @@ def test_harmless_answers_are_held_to_the_base_at_every_token_alike(
         read = suffixed.read(tuned, [1], picked, 1, seeded(5, 0))
         for index in picked:
             row, first = suffixed.harmless.rows[index], suffixed.harmless.firsts[index]
-            now = (
-                tuned.model(torch.tensor([row]), use_cache=False).logits[0, first:].log_softmax(-1)
-            )
+            now = chances(tuned, row)[first:]
             with adapter_off(tuned):
-                then = tuned.model(torch.tensor([row]), use_cache=False).logits[0, first:]
-            then = then.log_softmax(-1)
+                then = chances(tuned, row)[first:]
             told.append((then.exp() * (then - now)).sum(-1).mean())
     assert float(read.kl) > 0
     torch.testing.assert_close(read.kl, sum(told) / len(told), rtol=1e-3, atol=1e-5)

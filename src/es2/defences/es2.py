@@ -129,6 +129,12 @@ class Es2:
         "after_start": Range(0.1, 2.0, log=True),
     }
 
+    @property
+    def harmless_tokens(self) -> int:
+        """How much of the base's answers to harmless prompts is recorded: as far as anything reads."""
+        bent, suffixed = self.bend_tokens if self.bend else 0, max(DEPTHS) if self.suffixed else 0
+        return max(self.response_tokens, bent, suffixed)
+
     def expected(
         self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
     ) -> Work:
@@ -137,8 +143,9 @@ class Es2:
         new, head, steps = self.response_tokens, lengths.head, settings.steps
         row = lengths.own + new
         work = reading(sum(counts), row, rows, head)
-        if new:
-            work += answering(sum(counts), lengths.own, new, rows, head)
+        for count, tokens in zip(counts, (new, self.harmless_tokens), strict=True):
+            if tokens:
+                work += answering(count, lengths.own, tokens, rows, head)
         bad, good = (min(settings.batch_size, count) for count in counts)
         batch = bad + good + (bad if self.resist else 0)
         scored = batch * (new + 1) + (good * lengths.prompt if self.kl_prompt else 0)
@@ -149,13 +156,13 @@ class Es2:
             work += reading(counts[1], lengths.own, rows, head)
             work += training(steps, bad + good, row, bad * new + good, head)
         if self.suffixed:
-            more = (lengths, harmful, harmless, rows, self.suffix_steps, new)
-            work += expected_suffixed(settings, *more)
+            work += expected_suffixed(
+                settings, lengths, harmful, harmless, rows, self.suffix_steps, new
+            )
         if self.bend:
             added, opened = self.bend_tokens, lengths.count(AFFIRMATION)
             long = lengths.own + added
             work += answering(counts[0], lengths.own + opened, added, rows, head)
-            work += answering(counts[1], lengths.own, max(0, added - new), rows, head)
             work += reading(counts[0], long, rows, head)
             work += training(steps, bad + good, long, good * added, head)
         return work
@@ -228,9 +235,7 @@ class Es2:
         self, material: Material, prompts: Sequence[str], progress: Callable[[int], None]
     ) -> tuple[Reference, Reference]:
         """What the base does on harmless prompts, as far as the KL reads and as anything does."""
-        bent, suffixed = self.bend_tokens if self.bend else 0, max(DEPTHS) if self.suffixed else 0
-        tokens = max(self.response_tokens, bent, suffixed)
-        long = record(material.chat, prompts, tokens, self.kl_prompt, progress)
+        long = record(material.chat, prompts, self.harmless_tokens, self.kl_prompt, progress)
         short = long.cut(self.response_tokens)
         if not self.consistent:
             return short, long

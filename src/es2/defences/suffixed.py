@@ -233,7 +233,7 @@ def expected_suffixed(
     steps: int,
     response: int,
 ) -> Work:
-    """The record, and in every step a search and a pass for half of the batch's rows.
+    """Recording all but harmless answers; in every step a search and a pass for half the batch.
 
     Args:
         settings: of the training loop.
@@ -248,7 +248,6 @@ def expected_suffixed(
     own, target, head, long = lengths.own, lengths.count(AFFIRMATION), lengths.head, max(DEPTHS)
     behind = TOKENS + lengths.tail + target
     work = answering(seen_count(settings, harmful), own + target, long, rows, head)
-    work += answering(seen_count(settings, harmless), own, max(0, long - response), rows, head)
     work += training(PARTS * PART, RECORDED, behind, RECORDED * target)
     work += reading(settings.steps * bad, lengths.prompt, rows, head)
     work += training(settings.steps * steps, bad, behind, bad * target)

@@ -44,15 +44,15 @@ def assert_same(found: Recipe, expected: Recipe) -> None:
 def test_a_model_is_all_that_a_recipe_must_name(tmp_path: Path) -> None:
     recipe = written(tmp_path, "model: smollm2-aligned")
     assert recipe == Recipe(model="smollm2-aligned")
-    assert make_defence(recipe.defence) == Es2() and recipe.train == TrainSettings()
+    assert make_defence(recipe.defence) == Es2() and recipe.train == Es2.published
     assert [attack.name for attack in make_attacks(recipe.attacks)] == ["direct", "scav"]
 
 
 def test_the_dump_writes_every_default_out() -> None:
     plain = yaml.safe_load(dump(Recipe(model="m")))
     assert plain.keys() == {field.name for field in fields(Recipe)}
-    for name, kind in (("data", Data), ("train", TrainSettings), ("guard", Guard)):
-        assert plain[name] == asdict(kind())
+    for name, own in (("data", Data()), ("train", Es2.published), ("guard", Guard())):
+        assert plain[name] == asdict(own)
     assert plain["defence"] == {"es2": asdict(Es2())}
     assert plain["seed"] == 0 and plain["layers"] is None
     assert plain["attacks"]["direct"] == asdict(Direct())
@@ -79,7 +79,7 @@ def test_a_dumped_recipe_is_read_as_it_was(tmp_path: Path) -> None:
 
 def test_the_published_form_keeps_what_training_ends_with(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    for defence, every in (("es2_paper", 0), ("es2", TrainSettings().validate_every)):
+    for defence, every in (("es2_paper", 0), ("es2", Es2.published.validate_every)):
         path.write_text(f"model: owner/model\ndefence: {defence}\n")
         assert load_recipe(path).train.validate_every == every
 

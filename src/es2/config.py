@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from es2.attacks import ATTACKS, Attack
 from es2.defences import DEFENCES, Defence
+from es2.defences.es2 import Es2
 from es2.defences.trainer import LEAST, TrainSettings
 from es2.errors import Es2Error
 from es2.pipeline.harden import Guard
@@ -78,7 +79,7 @@ class Recipe:
     layers: tuple[int, ...] | None = None
     data: Data = Data()
     defence: dict[str, dict[str, Any]] = field(default_factory=lambda: {"es2": {}})
-    train: TrainSettings = TrainSettings()
+    train: TrainSettings = Es2.published
     guard: Guard = Guard()
     attacks: dict[str, dict[str, Any]] = field(default_factory=lambda: {"direct": {}, "scav": {}})
     limits: dict[str, int] = field(default_factory=dict)

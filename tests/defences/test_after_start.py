@@ -91,6 +91,28 @@ def test_what_is_added_is_refusal_kl_and_distance_behind_the_opening(
         assert metrics["cross_entropy_after_start"] > 0
 
 
+def test_a_prompt_is_read_once_for_all_that_goes_on_from_it(
+    tiny: Callable[[str], ChatModel],
+) -> None:
+    chat = tiny("llama")
+    objective = objective_for(chat)
+    read: list[tuple[int, int]] = []
+    tuned = with_lora(chat)
+    hook = tuned.blocks[0].register_forward_pre_hook(
+        lambda _module, args: read.append(tuple(args[0].shape[:2]))
+    )
+    objective.loss(tuned, 0)
+    hook.remove()
+    size, own = SETTINGS.batch_size, TERMS.response_tokens
+    head, prompts, plain, behind = read
+    assert head[0] == 1 and prompts[0] == 2 * size
+    # The last prompt token and what follows it: thrice, as harmful rows are read under attack too.
+    assert plain == (3 * size, 1 + own)
+    assert objective.after is not None
+    pairs = zip(objective.after.harmful, objective.harmful.firsts, strict=True)
+    assert behind[0] == 2 * size and behind[1] <= max(len(row) - first for (row, _), first in pairs)
+
+
 def test_without_the_weight_there_is_neither_a_row_nor_a_number_more(
     tiny: Callable[[str], ChatModel],
 ) -> None:

@@ -85,7 +85,7 @@ def test_it_reads_the_refusals_cross_entropy_with_the_found_vectors_in_place(
     tuned = with_lora(chat)
     picked = [0, 3, 4]
     with torch.no_grad():
-        read = suffixed.read(tuned, picked, [2, 0], 2, seeded(5, 0), 4.0)
+        refusal, metrics = suffixed.read(tuned, picked, 2, seeded(5, 0), 4.0)
     drawn = torch.randint(len(suffixed.starts), (3,), generator=seeded(5, 0))
     heads = [suffixed.heads[i] for i in picked]
     vectors, _ = climb(tuned, heads, suffixed.starts[drawn], 2, suffixed.far)
@@ -96,9 +96,9 @@ def test_it_reads_the_refusals_cross_entropy_with_the_found_vectors_in_place(
         openings.append(-float(scores[begin - 1, row[begin]]))
         for place in range(begin, len(row)):
             told += [-scores[place - 1, row[place]]] * (4 if place == begin else 1)
-    torch.testing.assert_close(read.refusal, sum(told) / len(told), rtol=1e-3, atol=1e-4)
-    assert read.metrics["cross_entropy_suffixed"] == pytest.approx(float(read.refusal))
-    assert read.metrics["first_suffixed"] == pytest.approx(sum(openings) / 3, rel=1e-3)
+    torch.testing.assert_close(refusal, sum(told) / len(told), rtol=1e-3, atol=1e-4)
+    assert metrics["cross_entropy_suffixed"] == pytest.approx(float(refusal))
+    assert metrics["first_suffixed"] == pytest.approx(sum(openings) / 3, rel=1e-3)
 
 
 def test_harmless_answers_are_held_to_the_base_at_every_token_alike(
@@ -108,16 +108,15 @@ def test_harmless_answers_are_held_to_the_base_at_every_token_alike(
     suffixed = recorded(chat)
     tuned, picked, told = with_lora(chat), [2, 0], []
     with torch.no_grad():
-        read = suffixed.read(tuned, [1], picked, 1, seeded(5, 0))
+        kl = suffixed.hold(tuned, picked)
         for index in picked:
             row, first = suffixed.harmless.rows[index], suffixed.harmless.firsts[index]
             now = chances(tuned, row)[first:]
             with adapter_off(tuned):
                 then = chances(tuned, row)[first:]
             told.append((then.exp() * (then - now)).sum(-1).mean())
-    assert float(read.kl) > 0
-    torch.testing.assert_close(read.kl, sum(told) / len(told), rtol=1e-3, atol=1e-5)
-    assert read.metrics["kl_along_answers"] == pytest.approx(float(read.kl))
+    assert float(kl) > 0
+    torch.testing.assert_close(kl, sum(told) / len(told), rtol=1e-3, atol=1e-5)
 
 
 def test_the_search_takes_signed_steps_down_the_affirmations_loss(
@@ -262,10 +261,11 @@ def test_training_makes_the_refusal_likelier_behind_what_is_found(
     tiny: Callable[[str], ChatModel], tmp_path: Path
 ) -> None:
     chat = tiny("llama")
-    settings = replace(SETTINGS, steps=32, lr=1e-2, rank=4, validate_every=0)
+    settings = replace(SETTINGS, steps=64, lr=1e-2, rank=4, validate_every=0)
     objective = replace(objective_for(chat), settings=settings)
     alone = {"kl_weight": 0.0, "kl_threshold": 100.0, "suffixed": 3.0}
     objective = replace(objective, terms=replace(objective.terms, **alone))
     progress = train(with_lora(chat), objective, settings, tmp_path)
-    first, last = (progress.history[place]["cross_entropy_suffixed"] for place in (0, -1))
-    assert last < 0.5 * first
+    losses = [line["cross_entropy_suffixed"] for line in progress.history]
+    # A step's rows and suffixes are drawn anew: one step alone says little.
+    assert sum(losses[-8:]) < 0.5 * sum(losses[:8])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from es2.defences.reference import Reference, kl_from, record_rows
 from es2.defences.responses import read_responses
-from es2.models.forward import forward
+from es2.models.forward import Starts, forward
 from es2.models.loading import ChatModel
 
 OPENINGS = ("Sure", "Sure, here is", "Of course! Here's", "Certainly")
@@ -52,7 +52,12 @@ class AfterStart:
     harmless: Reference
 
     def read(
-        self, chat: ChatModel, layers: Sequence[int], bad: Sequence[int], good: Sequence[int]
+        self,
+        chat: ChatModel,
+        layers: Sequence[int],
+        bad: Sequence[int],
+        good: Sequence[int],
+        before: Starts | None = None,
     ) -> Reading:
         """One forward pass for both classes.
 
@@ -61,11 +66,12 @@ class AfterStart:
             layers: the critical layers.
             bad: which harmful rows are in the batch.
             good: which harmless rows.
+            before: what these rows start with, if it has been read.
         """
         rows, begins = zip(*(self.harmful[i] for i in bad), strict=True)
         whole = [*rows, *(self.harmless.rows[i] for i in good)]
         ends = [begin - 1 for begin in begins] + [self.harmless.firsts[i] for i in good]
-        out = forward(chat, whole, layers=layers, keep=min(ends))
+        out = forward(chat, whole, layers=layers, keep=min(ends), starts=before)
         return Reading(
             read_responses(chat, out, rows, begins).cross_entropy()[0],
             kl_from(self.harmless, good, chat, out, len(bad), 1.0),

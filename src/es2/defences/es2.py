@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from es2.attacks.target import AFFIRMATION
-from es2.defences.after_start import AfterStart, record_starts
+from es2.defences.after_start import OPENINGS, AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
 from es2.defences.bent import Bent, record_answers
 from es2.defences.margin import refusal_start
@@ -150,18 +150,14 @@ class Es2:
             if tokens:
                 work += answering(count, lengths.own, tokens, rows, head)
         bad, good = (min(settings.batch_size, count) for count in counts)
-        batch = bad + good + (bad if self.resist else 0)
-        scored = batch * (new + 1) + (good * lengths.prompt if self.kl_prompt else 0)
-        work += training(steps, batch, row, scored, head)
         if self.resist and self.ablated:
             work += reading(self.ablated * steps * (bad + good), row, rows, head)
         if self.after_start:
             work += reading(counts[1], lengths.own, rows, head)
-            work += training(steps, bad + good, row, bad * new + good, head)
         if self.suffixed:
-            work += expected_suffixed(
-                settings, lengths, harmful, harmless, rows, self.suffix_steps, new
-            )
+            work += expected_suffixed(settings, lengths, harmful, rows, self.suffix_steps, new)
+        tokens, scored = self._batch(lengths, bad, good)
+        work += training(steps, 1, tokens, scored, head)
         if self.bend:
             added, opened = self.bend_tokens, lengths.count(AFFIRMATION)
             long = lengths.own + added
@@ -169,6 +165,22 @@ class Es2:
             work += reading(counts[0], long, rows, head)
             work += training(steps, bad + good, long, good * added, head)
         return work
+
+    def _batch(self, lengths: Lengths, bad: int, good: int) -> tuple[float, float]:
+        """Tokens that a step reads of so many prompts of each class, and positions it scores."""
+        new, plain = self.response_tokens, bad + good + (bad if self.resist else 0)
+        # Prompts are read once for all that goes on from them, if nothing looks at or changes more.
+        again = lengths.own if self.kl_prompt or self.pushed or self.ablated else 0.0
+        tokens = (bad + good) * (lengths.own - again) + plain * (again + new + 1)
+        scored = plain * (new + 1) + (good * lengths.prompt if self.kl_prompt else 0.0)
+        if self.after_start:
+            opened = max(map(lengths.count, OPENINGS))
+            tokens += (bad + good) * (again + opened) + bad * new
+            scored += bad * new + good
+        if self.suffixed:
+            long = (good + 1) // 2 * (again + self.harmless_tokens)
+            tokens, scored = tokens + long, scored + long
+        return tokens, scored
 
     def prepare(self, material: Material) -> Separation:
         """Records what the base does on the training prompts, and its distances."""

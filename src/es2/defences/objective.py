@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from es2.defences.trainer import TrainSettings, batch_indices, seeded
 from es2.defences.under_attack import Batch, ablated, line, moved, pushed
 from es2.models.activations import Edit
 from es2.models.blocks import logits
-from es2.models.forward import Forward, forward
+from es2.models.forward import Forward, Starts, forward, read_starts
 from es2.models.loading import ChatModel
 from es2.separation.distance import class_distance, distance_term
 
@@ -75,24 +76,16 @@ class Separation:
     def parts(
         self, chat: ChatModel, step: int
     ) -> Iterator[tuple[Float[Tensor, ""], dict[str, float]]]:
-        """The batch as it stands; behind openings; behind suffixes; along harmful answers."""
+        """The batch, prompts read once; behind suffixes; along harmful answers."""
         size, seed, terms = self.settings.batch_size, self.settings.seed, self.terms
         bad = batch_indices(len(self.harmful), size, step, seed)
         good = batch_indices(len(self.harmless), size, step, seed + 1)
-        yield self._plain(chat, step, bad, good)
-        if self.after is not None:
-            kept, metrics = self._behind_start(self.after, chat, bad, good)
-            yield terms.after_start * kept, metrics
+        yield self._batch(chat, step, bad, good)
         if self.suffixed is not None:
-            behind = self.suffixed.read(
-                chat,
-                bad[: (len(bad) + 1) // 2],
-                good[: (len(good) + 1) // 2],
-                terms.suffix_steps,
-                seeded(seed + 3, step),
-                terms.kl_first,
+            refusal, metrics = self.suffixed.read(
+                chat, _half(bad), terms.suffix_steps, seeded(seed + 3, step), terms.kl_first
             )
-            yield terms.suffixed * (behind.refusal + terms.kl_weight * behind.kl), behind.metrics
+            yield terms.suffixed * refusal, metrics
         if self.bent is not None:
             read = self.bent.read(chat, size, step, seed)
             reached = sum(left.clamp(max=terms.bend_cap) for left in read.left.values())
@@ -100,8 +93,53 @@ class Separation:
             metrics["kl_answers"] = float(read.kl.detach())
             yield terms.kl_weight * read.kl - terms.bend * reached, metrics
 
-    def _plain(
+    def _batch(
         self, chat: ChatModel, step: int, bad: Sequence[int], good: Sequence[int]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The batch as it stands, behind openings, and along answers as long as harmful ones."""
+        terms, before = self.terms, self._before(chat, step, bad, good)
+        total, metrics = self._plain(chat, step, bad, good, before)
+        if self.after is not None:
+            kept, more = self._behind_start(self.after, chat, bad, good, before)
+            total, metrics = total + terms.after_start * kept, metrics | more
+        if self.suffixed is not None:
+            some = _half(good)
+            places = range(len(bad), len(bad) + len(some))
+            kl = self.suffixed.hold(chat, some, before.pick(places) if before else None)
+            total = total + terms.suffixed * terms.kl_weight * kl
+            metrics["kl_along_answers"] = float(kl.detach())
+        return total, metrics
+
+    def _before(
+        self, chat: ChatModel, step: int, bad: Sequence[int], good: Sequence[int]
+    ) -> Starts | None:
+        """What stands before the positions of interest, which all rows of a prompt have in common.
+
+        None where the model cannot keep it, and in a step that changes all tokens of some rows.
+        """
+        if self._everywhere(step):
+            return None
+        pairs = [(self.harmful, i) for i in bad] + [(self.harmless, i) for i in good]
+        prompts = [of.rows[i][: of.starts[i]] for of, i in pairs]
+        return read_starts(chat, prompts, self._longest) if all(prompts) else None
+
+    @cached_property
+    def _longest(self) -> int:
+        """Tokens of the longest row that starts with a prompt as it stands."""
+        rows = [*self.harmful.rows, *self.harmless.rows]
+        if self.after is not None:
+            rows += [row for row, _ in self.after.harmful] + self.after.harmless.rows
+        if self.suffixed is not None:
+            rows += self.suffixed.harmless.rows
+        return max(map(len, rows))
+
+    def _plain(
+        self,
+        chat: ChatModel,
+        step: int,
+        bad: Sequence[int],
+        good: Sequence[int],
+        before: Starts | None,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """One forward pass for both classes: distances at the layers, KL from final states.
 
@@ -113,14 +151,18 @@ class Separation:
         firsts = [self.harmful.firsts[i] for i in bad] + [self.harmless.firsts[i] for i in good]
         split, plain = len(bad), len(whole)
         edits: dict[int, Edit] = {}
-        keep = min(starts)
+        keep, places = min(starts), list(range(plain))
         if terms.resist:
-            batch = Batch(split, firsts, max(map(len, whole)))
-            edits, everywhere = self._attacked(chat, step, whole, batch)
+            # Columns are those of the stream that edits see: of rows behind their starts, if any.
+            cut = before.lengths if before else [0] * plain
+            ends = [first - gone for first, gone in zip(firsts, cut, strict=True)]
+            longest = max(len(row) - gone for row, gone in zip(whole, cut, strict=True))
+            edits = self._attacked(chat, step, whole, Batch(split, ends, longest))
             # What is changed at all tokens has to be in the stream; the template's start never is.
-            keep = min(keep, chat.template.head) if everywhere else keep
-            whole += whole[:split]
-        out = forward(chat, whole, layers=self.layers, keep=keep, edits=edits)
+            keep = min(keep, chat.template.head) if self._everywhere(step) else keep
+            whole, places = whole + whole[:split], places + places[:split]
+        picked = before.pick(places) if before else None
+        out = forward(chat, whole, layers=self.layers, keep=keep, edits=edits, starts=picked)
         total = torch.zeros((), device=chat.device)
         metrics: dict[str, float] = {}
         for layer in self.layers:
@@ -165,10 +207,11 @@ class Separation:
         chat: ChatModel,
         bad: Sequence[int],
         good: Sequence[int],
+        before: Starts | None,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Refusal, KL and distances behind the batch's affirmative openings, and what to log."""
         terms = self.terms
-        read = after.read(chat, self.layers, bad, good)
+        read = after.read(chat, self.layers, bad, good, before)
         total = read.refusal + terms.kl_weight * read.kl
         metrics = {
             "cross_entropy_after_start": float(read.refusal.detach()),
@@ -194,22 +237,31 @@ class Separation:
 
     def _attacked(
         self, chat: ChatModel, step: int, rows: Sequence[Sequence[int]], batch: Batch
-    ) -> tuple[dict[int, Edit], bool]:
-        """What is done to the batch's last rows in a step, by layer; and whether to all tokens."""
+    ) -> dict[int, Edit]:
+        """What is done to the batch's last rows in a step, by layer."""
         seed, terms, head, depth = self.settings.seed, self.terms, chat.template.head, chat.depth
-        # Batches and pushes are drawn by the seed itself and the one after it.
-        kind, place, width = torch.rand(3, generator=seeded(seed + 2, step)).tolist()
+        kind, place, width = self._drawn(step)
         sizes = torch.rand(batch.split, 1, generator=seeded(seed, step)).to(chat.device)
+        if not self._everywhere(step):
+            edit = moved(batch, terms.reach * sizes)
+            return dict.fromkeys(range(min(self.layers), max(self.layers) + 1), edit)
         layer = max(1, round((_LOWEST + place * (_HIGHEST - _LOWEST)) * depth))
         if kind < terms.ablated:
             edit = ablated(batch, head, line(chat, rows, batch, layer))
-            return dict.fromkeys(range(depth + 1), edit), True
-        if kind < terms.ablated + terms.pushed:
-            last = min(depth, layer + round((0.2 + 0.4 * width) * depth))
-            edit = pushed(batch, head, terms.push * sizes)
-            return dict.fromkeys(range(layer, last + 1), edit), True
-        edit = moved(batch, terms.reach * sizes)
-        return dict.fromkeys(range(min(self.layers), max(self.layers) + 1), edit), False
+            return dict.fromkeys(range(depth + 1), edit)
+        last = min(depth, layer + round((0.2 + 0.4 * width) * depth))
+        edit = pushed(batch, head, terms.push * sizes)
+        return dict.fromkeys(range(layer, last + 1), edit)
+
+    def _everywhere(self, step: int) -> bool:
+        """Whether all tokens of the rows under attack are changed, not those from the last on."""
+        terms = self.terms
+        return bool(terms.resist) and self._drawn(step)[0] < terms.ablated + terms.pushed
+
+    def _drawn(self, step: int) -> list[float]:
+        """Which attack a step has, where it starts, and how far it reaches, each from 0 to 1."""
+        # Batches and pushes are drawn by the seed itself and the one after it.
+        return torch.rand(3, generator=seeded(self.settings.seed + 2, step)).tolist()
 
     def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:
         """Between the harmful rows, the first `split`, and the harmless ones."""
@@ -246,3 +298,8 @@ class Separation:
         if len(recent) == 4 and mean > self.terms.kl_threshold:
             return f"KL on harmless prompts {mean:.3f} passed {self.terms.kl_threshold}"
         return None
+
+
+def _half(batch: Sequence[int]) -> Sequence[int]:
+    """The rows of a batch that long answers and suffixes are read for."""
+    return batch[: (len(batch) + 1) // 2]

@@ -27,7 +27,7 @@ from es2.defences.base import Material, seen_count
 from es2.defences.reference import Reference, kl_from
 from es2.defences.responses import read_responses
 from es2.defences.trainer import TrainSettings, seeded
-from es2.models.forward import Held, forward
+from es2.models.forward import Held, Starts, forward
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, answering, reading, training
@@ -47,21 +47,6 @@ RECORDED = 8
 
 PARTS, PART = 5, 10
 """An attack is recorded after each of so many parts, of so many steps."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a model in training does in a step.
-
-    Attributes:
-        refusal: cross-entropy of the harmful rows' refusals.
-        kl: from the base, along harmless answers.
-        metrics: to be logged.
-    """
-
-    refusal: Float[Tensor, ""]
-    kl: Float[Tensor, ""]
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -88,41 +73,46 @@ class Suffixed:
         self,
         chat: ChatModel,
         bad: Sequence[int],
-        good: Sequence[int],
         steps: int,
         seed: torch.Generator,
         first: float = 1.0,
-    ) -> Reading:
-        """One forward pass, under suffixes that have been looked for just now.
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Cross-entropy of refusals behind suffixes that have been looked for just now; and metrics.
 
         Args:
             chat: the model in training.
             bad: which harmful rows are in the batch.
-            good: which harmless ones.
             steps: of the search.
             seed: of the suffixes that the search starts from.
             first: weight of a refusal's first token, against 1 for every other.
         """
-        heads = [self.heads[i] for i in bad]
-        rows = [self.rows[i] for i in bad]
-        whole = rows + [self.harmless.rows[i] for i in good]
+        heads, rows = [self.heads[i] for i in bad], [self.rows[i] for i in bad]
         drawn = torch.randint(len(self.starts), (len(bad),), generator=seed)
         vectors, losses = climb(chat, heads, self.starts[drawn], steps, self.far)
         firsts = [len(head) - chat.template.tail - TOKENS for head in heads]
-        edit = in_columns(vectors, firsts, max(map(len, whole)))
-        keep = min(*firsts, *(self.harmless.starts[i] for i in good))
-        out = forward(chat, whole, keep=keep, edits={0: edit})
+        edit = in_columns(vectors, firsts, max(map(len, rows)))
+        out = forward(chat, rows, keep=min(firsts), edits={0: edit})
         read = read_responses(chat, out, rows, [self.begins[i] for i in bad])
         refusal, opening = read.cross_entropy(first)
-        kl = kl_from(self.harmless, good, chat, out, len(bad), 1.0)
-        metrics = {
-            "cross_entropy_suffixed": float(refusal.detach()),
-            "first_suffixed": opening,
-            "kl_along_answers": float(kl.detach()),
-        }
+        metrics = {"cross_entropy_suffixed": float(refusal.detach()), "first_suffixed": opening}
         if losses:
             metrics |= {"suffix_first": losses[0], "suffix_last": losses[-1]}
-        return Reading(refusal, kl, metrics)
+        return refusal, metrics
+
+    def hold(
+        self, chat: ChatModel, good: Sequence[int], before: Starts | None = None
+    ) -> Float[Tensor, ""]:
+        """The KL from the base along harmless answers, every token alike.
+
+        Args:
+            chat: the model in training.
+            good: which harmless rows are in the batch.
+            before: what these rows start with, if it has been read.
+        """
+        rows = [self.harmless.rows[i] for i in good]
+        keep = min(self.harmless.starts[i] for i in good)
+        out = forward(chat, rows, keep=keep, starts=before)
+        return kl_from(self.harmless, good, chat, out, 0, 1.0)
 
 
 def climb(
@@ -225,13 +215,7 @@ def record_suffixed(material: Material, harmful: Reference, harmless: Reference)
 
 
 def expected_suffixed(
-    settings: TrainSettings,
-    lengths: Lengths,
-    harmful: int,
-    harmless: int,
-    rows: int,
-    steps: int,
-    response: int,
+    settings: TrainSettings, lengths: Lengths, harmful: int, rows: int, steps: int, response: int
 ) -> Work:
     """Recording all but harmless answers; in every step a search and a pass for half the batch.
 
@@ -239,17 +223,16 @@ def expected_suffixed(
         settings: of the training loop.
         lengths: of the prompts, in tokens.
         harmful: prompts to fit on.
-        harmless: likewise.
         rows: of a batch without gradient.
         steps: of a search.
         response: length of a refusal.
     """
-    bad, good = ((min(settings.batch_size, count) + 1) / 2 for count in (harmful, harmless))
+    bad = (min(settings.batch_size, harmful) + 1) // 2
     own, target, head, long = lengths.own, lengths.count(AFFIRMATION), lengths.head, max(DEPTHS)
     behind = TOKENS + lengths.tail + target
     work = answering(seen_count(settings, harmful), own + target, long, rows, head)
     work += training(PARTS * PART, RECORDED, behind, RECORDED * target)
     work += reading(settings.steps * bad, lengths.prompt, rows, head)
     work += training(settings.steps * steps, bad, behind, bad * target)
-    row = own + max(TOKENS + response, long)
-    return work + training(settings.steps, bad + good, row, bad * response + good * long, head)
+    row = own + TOKENS + target + long + response
+    return work + training(settings.steps, bad, row, bad * response, head)

@@ -37,11 +37,15 @@ def prefix_cache(chat: ChatModel, prefix: Sequence[int]) -> DynamicCache | None:
 
     Only plain attention layers can be shared; recurrent state and gradient checkpointing cannot.
     """
-    if not prefix or (chat.model.training and chat.inner.is_activation_checkpointing):
+    if not prefix or _recomputes(chat):
         return None
     ids = torch.tensor([list(prefix)], device=chat.device)
     cache = chat.decoder(input_ids=ids, use_cache=True).past_key_values
     return cache if shareable(cache) else None
+
+
+def _recomputes(chat: ChatModel) -> bool:
+    return bool(chat.model.training and chat.inner.is_activation_checkpointing)
 
 
 def shareable(cache: DynamicCache) -> bool:
@@ -94,13 +98,52 @@ class Starts:
 
     Attributes:
         lengths: the number of tokens of each start.
-        mask: 1 where there is a token; shorter starts are padded in front.
+        mask: 1 where there is a token; shorter starts are padded behind what all share.
         cache: keys and values.
     """
 
     lengths: list[int]
     mask: Int[Tensor, "batch longest"]
     cache: DynamicCache
+
+    def pick(self, rows: Sequence[int]) -> Starts:
+        """Some of the rows, in the order given; a row may come more than once."""
+        index = torch.tensor(list(rows), device=self.mask.device)
+        cache = view_of(self.cache, len(self.lengths))
+        layer: Any
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[index], layer.values[index]
+        return Starts([self.lengths[row] for row in rows], self.mask[index], cache)
+
+
+def read_starts(chat: ChatModel, prefixes: Sequence[Sequence[int]], longest: int) -> Starts | None:
+    """What a batch's rows start with, with gradient; None where the model cannot keep it.
+
+    Args:
+        chat: the model.
+        prefixes: the rows' starts, each of one token at least.
+        longest: tokens of the longest row that is to follow from one.
+    """
+    head = shared_prefix(prefixes)
+    shared = prefix_cache(chat, prefixes[0][:head])
+    if shared is None and (head or _recomputes(chat)):
+        return None
+    own = [list(prefix[head:]) for prefix in prefixes]
+    most, pad = max(map(len, own)), chat.template.pad_id
+    ids = torch.tensor([[pad] * (most - len(row)) + row for row in own], device=chat.device)
+    real = torch.tensor([[0] * (most - len(row)) + [1] * len(row) for row in own])
+    real = real.to(chat.device)
+    mask = torch.cat([real.new_ones(len(own), head), real], 1)
+    cache = chat.decoder(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=head + (real.cumsum(1) - 1).clamp(min=0),
+        past_key_values=None if shared is None else view_of(shared, len(own)),
+        use_cache=True,
+    ).past_key_values
+    lengths = [len(prefix) for prefix in prefixes]
+    kept = shareable(cache) and not slides(cache, head + most + longest)
+    return Starts(lengths, mask, cache) if kept else None
 
 
 @dataclass
@@ -138,27 +181,10 @@ class Held:
     def starts(
         self, chat: ChatModel, prefixes: Sequence[Sequence[int]], longest: int
     ) -> Starts | None:
-        """What a batch's rows start with; None where the model cannot keep it.
-
-        Args:
-            chat: the model.
-            prefixes: the rows' starts, each of one token at least.
-            longest: tokens of the longest row that is to follow from one.
-        """
+        """As `read_starts`."""
         key = tuple(map(tuple, prefixes))
         if key not in self.batches:
-            lengths = [len(prefix) for prefix in prefixes]
-            most, pad = max(lengths), chat.template.pad_id
-            ids = torch.tensor([[pad] * (most - len(p)) + list(p) for p in prefixes])
-            mask = torch.tensor([[0] * (most - n) + [1] * n for n in lengths], device=chat.device)
-            cache = chat.decoder(
-                input_ids=ids.to(chat.device),
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                use_cache=True,
-            ).past_key_values
-            kept = shareable(cache) and not slides(cache, most + longest)
-            self.batches[key] = Starts(lengths, mask, cache) if kept else None
+            self.batches[key] = read_starts(chat, prefixes, longest)
         return self.batches[key]
 
 

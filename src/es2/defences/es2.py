@@ -156,8 +156,7 @@ class Es2:
             work += reading(counts[1], lengths.own, rows, head)
         if self.suffixed:
             work += expected_suffixed(settings, lengths, harmful, rows, self.suffix_steps, new)
-        tokens, scored = self._batch(lengths, bad, good)
-        work += training(steps, 1, tokens, scored, head)
+        work += training(steps, 1, *self._batch(lengths, bad, good), head)
         if self.bend:
             added, opened = self.bend_tokens, lengths.count(AFFIRMATION)
             long = lengths.own + added

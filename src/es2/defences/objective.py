@@ -113,11 +113,11 @@ class Separation:
     def _before(
         self, chat: ChatModel, step: int, bad: Sequence[int], good: Sequence[int]
     ) -> Starts | None:
-        """What stands before the positions of interest, which all rows of a prompt have in common.
+        """What stands before the last prompt token, which all rows of a prompt have in common.
 
-        None where the model cannot keep it, and in a step that changes all tokens of some rows.
+        None where the model cannot keep it, where the KL looks at it, and in a step that changes it.
         """
-        if self._everywhere(step):
+        if self.terms.kl_prompt or self._everywhere(step):
             return None
         pairs = [(self.harmful, i) for i in bad] + [(self.harmless, i) for i in good]
         prompts = [of.rows[i][: of.starts[i]] for of, i in pairs]

@@ -261,11 +261,16 @@ def test_training_makes_the_refusal_likelier_behind_what_is_found(
     tiny: Callable[[str], ChatModel], tmp_path: Path
 ) -> None:
     chat = tiny("llama")
-    settings = replace(SETTINGS, steps=64, lr=1e-2, rank=4, validate_every=0)
+    settings = replace(SETTINGS, steps=32, lr=1e-2, rank=4, validate_every=0)
     objective = replace(objective_for(chat), settings=settings)
     alone = {"kl_weight": 0.0, "kl_threshold": 100.0, "suffixed": 3.0}
     objective = replace(objective, terms=replace(objective.terms, **alone))
-    progress = train(with_lora(chat), objective, settings, tmp_path)
-    losses = [line["cross_entropy_suffixed"] for line in progress.history]
-    # A step's rows and suffixes are drawn anew: one step alone says little.
-    assert sum(losses[-8:]) < 0.5 * sum(losses[:8])
+    tuned = with_lora(chat)
+
+    def behind() -> float:
+        # A step's rows and suffixes are drawn anew: only the same step's can be compared.
+        return objective.loss(tuned, 0)[1]["cross_entropy_suffixed"]
+
+    first = behind()
+    train(tuned, objective, settings, tmp_path)
+    assert behind() < 0.5 * first

@@ -131,8 +131,8 @@ def read_starts(chat: ChatModel, prefixes: Sequence[Sequence[int]], longest: int
     own = [list(prefix[head:]) for prefix in prefixes]
     most, pad = max(map(len, own)), chat.template.pad_id
     ids = torch.tensor([[pad] * (most - len(row)) + row for row in own], device=chat.device)
-    real = torch.tensor([[0] * (most - len(row)) + [1] * len(row) for row in own])
-    real = real.to(chat.device)
+    counts = torch.tensor([len(row) for row in own], device=chat.device)
+    real = (torch.arange(most, device=chat.device) >= most - counts[:, None]).long()
     mask = torch.cat([real.new_ones(len(own), head), real], 1)
     cache = chat.decoder(
         input_ids=ids,

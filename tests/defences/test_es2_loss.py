@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,13 +34,10 @@ FORMS = {
     "centres": Es2(form="centre", cap=None),
     "pairs beyond a cap": Es2(form="relative", cap=0.5),
     "centres beyond a cap": Es2(form="centre", cap=0.1),
-    "pairs along responses": Es2(form="relative", response_distance=0.7, response_tokens=5),
-    "centres along responses": Es2(form="centre", response_distance=0.7, response_tokens=5),
     "whole prompts and responses": Es2(kl_prompt=True, response_tokens=3),
     "refusal margins moved": Es2(keep_margin=3.0, lean=0.5, response_tokens=2),
     "refusal under attack": Es2(resist=2.0, reach=3.0, response_tokens=3),
     "refusal without its direction": Es2(resist=2.0, ablated=1.0, response_tokens=3),
-    "refusal under pushes": Es2(resist=2.0, pushed=1.0, push=0.5, response_tokens=3),
 }
 
 
@@ -170,7 +167,7 @@ def slow_changes(
 def slow_removals(case: Case, step: int, centres: dict[int, Centres], rows: int) -> list[Change]:
     """For each harmful row, what takes one layer's line out of every layer and of the embeddings."""
     depth, head = case.tuned.depth, case.tuned.template.head
-    _, place, _ = drawn(step)
+    _, place = drawn(step)
     harmful, harmless = (c.detach() for c in centres[max(1, round((0.2 + 0.6 * place) * depth))])
     unit = (harmful - harmless) / (harmful - harmless).norm()
 
@@ -181,38 +178,10 @@ def slow_removals(case: Case, step: int, centres: dict[int, Centres], rows: int)
     return [change] * rows
 
 
-def slow_pushes(
-    case: Case, step: int, centres: dict[int, Centres], lasts: Callable[[int], list[Tensor]]
-) -> list[Change]:
-    """For each harmful row, what pushes all its tokens over a range of layers."""
-    depth, head = case.tuned.depth, case.tuned.template.head
-    _, place, width = drawn(step)
-    first = max(1, round((0.2 + 0.6 * place) * depth))
-    last = min(depth, first + round((0.2 + 0.4 * width) * depth))
-    random = torch.Generator().manual_seed(SETTINGS.seed * 1_000_003 + step)
-    sizes = case.objective.terms.push * torch.rand(SETTINGS.batch_size, generator=random)
-
-    def changing(size: float) -> Change:
-        def change(layer: int, stream: Tensor) -> Tensor:
-            if not first <= layer <= last:
-                return stream
-            harmful, harmless = (centre.detach() for centre in centres[layer])
-            apart = (harmless - harmful).norm()
-            if float(apart) < 1e-4 * float(harmful.norm()):
-                return stream  # the last token may not see the prompt yet
-            norms = [float(state.detach().norm()) for state in lasts(layer)]
-            push = size * sum(norms) / len(norms) * (harmless - harmful) / apart
-            return torch.stack([*stream[:head], *(vector + push for vector in stream[head:])])
-
-        return change
-
-    return [changing(float(size)) for size in sizes]
-
-
 def drawn(step: int) -> list[float]:
     """The kind of attack in a step, and where it stands."""
     random = torch.Generator().manual_seed((SETTINGS.seed + 2) * 1_000_003 + step)
-    return torch.rand(3, generator=random).tolist()
+    return torch.rand(2, generator=random).tolist()
 
 
 def slow_margin_term(case: Case, good: list[int]) -> Tensor:
@@ -249,39 +218,24 @@ def slow_loss(case: Case, step: int) -> Tensor:
         "good": [objective.harmless.firsts[i] for i in good],
     }
 
-    def at(name: str, layer: int, after: int) -> list[Tensor]:
+    def at(name: str, layer: int) -> list[Tensor]:
         rows = zip(states[name], firsts[name], strict=True)
-        return [outputs[layer - 1][first + after] for outputs, first in rows]
+        return [outputs[layer - 1][first] for outputs, first in rows]
 
     total = torch.zeros(())
     for layer in LAYERS:
         base = objective.base_distance[layer]
-        distance = slow_distance(at("bad", layer, 0), at("good", layer, 0), terms)
+        distance = slow_distance(at("bad", layer), at("good", layer), terms)
         total = total + slow_term(distance, base, terms)
-        if terms.response_distance:
-            answers = [
-                len(outputs[0]) - 1 - first
-                for name in states
-                for outputs, first in zip(states[name], firsts[name], strict=True)
-            ]
-            along = torch.zeros(())
-            for after in range(1, min(answers) + 1):
-                pair = at("bad", layer, after), at("good", layer, after)
-                along = along + slow_distance(*pair, terms)
-            total = total + terms.response_distance * slow_term(along / min(answers), base, terms)
     if terms.keep_margin:
         total = total + slow_margin_term(case, good)
     if terms.resist:
         centres = {
-            layer: (sum(at("bad", layer, 0)) / len(bad), sum(at("good", layer, 0)) / len(good))
+            layer: (sum(at("bad", layer)) / len(bad), sum(at("good", layer)) / len(good))
             for layer in range(1, case.tuned.depth + 1)
         }
         if terms.ablated:
             changes = slow_removals(case, step, centres, len(bad))
-        elif terms.pushed:
-            changes = slow_pushes(
-                case, step, centres, lambda layer: at("bad", layer, 0) + at("good", layer, 0)
-            )
         else:
             between = range(min(LAYERS), max(LAYERS) + 1)
             moving = {layer: centres[layer] for layer in between}
@@ -343,7 +297,6 @@ def test_the_papers_form_has_no_remedy() -> None:
     paper = Es2Paper(kl_weight=2.0, kl_threshold=0.3)
     assert (paper.form, paper.cap) == ("raw", None)
     assert (paper.keep_refusal, paper.keep_margin, paper.resist) == (0, 0, 0)
-    assert paper.response_distance == 0
     assert (paper.kl_prompt, paper.kl_first, paper.response_tokens) == (True, 1, 0)
     assert (paper.kl_weight, paper.kl_threshold) == (2.0, 0.3)
 
@@ -357,24 +310,6 @@ def test_metrics_say_how_far_each_layer_is_from_the_base(
         assert metrics[f"distance_ratio_{layer}"] == pytest.approx(
             metrics[f"distance_{layer}"] / case.objective.base_distance[layer]
         )
-
-
-def test_rows_with_no_response_do_not_break_the_response_distance(
-    tiny: Callable[[str], ChatModel],
-) -> None:
-    """A base that ends its answer at once leaves no position to separate at."""
-    chat = tiny("llama")
-    silent = make_case(chat, FORMS["pairs along responses"])
-    reference = silent.objective.harmful
-    first = batch_indices(len(HARMFUL), SETTINGS.batch_size, 0, SETTINGS.seed)[0]
-    rows = list(reference.rows)
-    hidden = list(reference.hidden)
-    rows[first] = rows[first][: reference.firsts[first] + 1]
-    hidden[first] = hidden[first][:1]
-    cut = replace(silent.objective, harmful=replace(reference, rows=rows, hidden=hidden))
-    loss, metrics = cut.loss(silent.tuned, 0)
-    assert torch.isfinite(loss)
-    assert "distance_2" in metrics
 
 
 @pytest.mark.parametrize(

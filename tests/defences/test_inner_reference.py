@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from es2.attacks.target import AFFIRMATION
+from es2.defences.base import unless_few
 from es2.defences.inner_reference import (
     Texts,
     before_and_now,
@@ -125,3 +126,8 @@ def test_no_positions_have_not_drifted(tiny: Callable[[str], ChatModel]) -> None
     with torch.no_grad():
         pair = before_and_now(chat, None, silent.rows, (2,))
     assert float(drift(*pair, (2,), places(silent.rows, silent.begins))) == 0
+
+
+def test_a_rule_that_keeps_less_than_a_quarter_keeps_all() -> None:
+    assert unless_few([1, 2], list(range(8))) == [1, 2]
+    assert unless_few([1], list(range(8))) == list(range(8))

@@ -108,7 +108,7 @@ def test_harmless_answers_are_held_to_the_base_at_every_token_alike(
     suffixed = recorded(chat)
     tuned, picked, told = with_lora(chat), [2, 0], []
     with torch.no_grad():
-        kl = suffixed.hold(tuned, picked)
+        kl = suffixed.drift(tuned, picked)
         for index in picked:
             row, first = suffixed.harmless.rows[index], suffixed.harmless.firsts[index]
             now = chances(tuned, row)[first:]
@@ -195,9 +195,7 @@ def objective_for(chat: ChatModel, terms: Es2 = TERMS) -> Separation:
     distances = {2: 2.0, 4: 3.0}
     suffixed = terms.behind_suffixes(material_of(chat), harmful, record(chat, PROMPTS, 8))
     terms = replace(terms, keep_refusal=0.0)  # the invented refusals have no states
-    return Separation(
-        terms, SETTINGS, (2, 4), harmful, harmless, distances, None, None, None, suffixed
-    )
+    return Separation(terms, SETTINGS, (2, 4), harmful, harmless, distances, None, None, suffixed)
 
 
 def test_half_the_batch_is_added_and_nothing_without_the_weight(
@@ -274,3 +272,19 @@ def test_training_makes_the_refusal_likelier_behind_what_is_found(
     first = behind()
     train(tuned, objective, settings, tmp_path)
     assert behind() < 0.5 * first
+
+
+def test_harmless_answers_are_made_once_and_the_kl_reads_their_start(
+    shared: Callable[[str], ChatModel],
+) -> None:
+    chat = shared("llama")
+    terms = replace(TERMS, consistent=False)
+    objective = terms.prepare(material_of(chat))
+    assert isinstance(objective, Separation) and objective.suffixed is not None
+    short, long = record(chat, PROMPTS[3:], terms.response_tokens), objective.suffixed.harmless
+    assert objective.harmless.rows == short.rows
+    for own, slow in zip(objective.harmless.hidden, short.hidden, strict=True):
+        torch.testing.assert_close(own, slow, rtol=1e-4, atol=1e-4)
+    pairs = zip(long.rows, short.rows, strict=True)
+    assert all(whole[: len(row)] == row for whole, row in pairs)
+    assert max(map(len, long.rows)) > max(map(len, short.rows))

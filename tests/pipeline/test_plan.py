@@ -99,7 +99,6 @@ SHORT: dict[str, dict[str, Any]] = {
     [
         *((name, {}) for name in SHORT),
         ("es2", {"suffixed": 1.0, "ablated": 1.0}),
-        ("es2", {"bend": 1.0}),
     ],
 )
 def test_a_defence_takes_about_the_tokens_expected(

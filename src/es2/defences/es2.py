@@ -13,10 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from es2.attacks.target import AFFIRMATION
 from es2.defences.after_start import OPENINGS, AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
-from es2.defences.bent import Bent, record_answers
 from es2.defences.margin import refusal_start
 from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
@@ -50,26 +48,17 @@ class Es2:
         lean: how much that margin is to change; below zero, harmless prompts are refused less.
         consistent: train only on harmful prompts that the base refuses and harmless ones that it
             answers; on the others, KL to the base and separation pull against each other.
-        response_distance: also separate at the first `response_tokens` positions of the response.
         resist: weight of the KL on harmful prompts that are read while the residual stream is moved
             towards the harmless ones: the base's refusal is kept under attack too.
         reach: how far at most it is moved, in distances between the classes' centres.
-        pushed: share of steps whose rows are not moved, but pushed that way at all their tokens over
-            a range of layers, as RepE does.
-        push: how far at most, in norms of the residual stream.
-        ablated: share of steps whose rows are read with the line between a layer's centres projected
-            out at every layer, as refusal ablation does (Yu et al., arXiv 2409.20089).
+        ablated: share of steps whose rows are not moved, but read with the line between a layer's
+            centres projected out at every layer, as refusal ablation does (arXiv 2409.20089).
         after_start: weight of the same at the end of an affirmative opening of the response: the
             refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
         suffixed: weight of the refusal's cross-entropy behind a suffix of free vectors, for half the
             batch's harmful rows; `kl_first` weighs its first token. Suffixes start from those of an
             attack on the base.
         suffix_steps: by which each is moved on against the model as it stands.
-        bend: weight that drives the states along harmful answers, which the base was made to begin,
-            away from the base's at the critical layers: who complies all the same talks nonsense.
-            `kl_weight` times the KL on harmless answers as long comes with it, whatever this weight.
-        bend_cap: no further than this, in norms of those states.
-        bend_tokens: length of those answers.
     """
 
     name: ClassVar[str] = "es2"
@@ -87,18 +76,12 @@ class Es2:
     keep_margin: float = 1.25
     lean: float = -0.9
     consistent: bool = True
-    response_distance: float = 0.0
     resist: float = 1.5
     reach: float = 1.5
-    pushed: float = 0.0
-    push: float = 0.06
     ablated: float = 0.0
     after_start: float = 1.0
     suffixed: float = 0.0
     suffix_steps: int = 3
-    bend: float = 0.0
-    bend_cap: float = 1.0
-    bend_tokens: int = 32
 
     least: ClassVar[Mapping[str, float]] = {
         "kl_weight": 0,
@@ -108,16 +91,10 @@ class Es2:
         "keep_margin": 0,
         "resist": 0,
         "reach": 0,
-        "pushed": 0,
-        "push": 0,
         "ablated": 0,
-        "response_distance": 0,
         "after_start": 0,
         "suffixed": 0,
         "suffix_steps": 1,
-        "bend": 0,
-        "bend_cap": 0,
-        "bend_tokens": 1,
     }
     searched: ClassVar[Mapping[str, Range]] = {
         "lean": Range(-1.5, 0.0),
@@ -132,8 +109,7 @@ class Es2:
     @property
     def harmless_tokens(self) -> int:
         """How much of the base's answers to harmless prompts is recorded: as far as anything reads."""
-        bent, suffixed = self.bend_tokens if self.bend else 0, max(DEPTHS) if self.suffixed else 0
-        return max(self.response_tokens, bent, suffixed)
+        return max(self.response_tokens, max(DEPTHS) if self.suffixed else 0)
 
     def expected(
         self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int
@@ -153,20 +129,13 @@ class Es2:
             work += reading(counts[1], lengths.own, rows, head)
         if self.suffixed:
             work += expected_suffixed(settings, lengths, harmful, rows, self.suffix_steps, new)
-        work += training(steps, 1, *self._batch(lengths, bad, good), head)
-        if self.bend:
-            added, opened = self.bend_tokens, lengths.count(AFFIRMATION)
-            long = lengths.own + added
-            work += answering(counts[0], lengths.own + opened, added, rows, head)
-            work += reading(counts[0], long, rows, head)
-            work += training(steps, bad + good, long, good * added, head)
-        return work
+        return work + training(steps, 1, *self._batch(lengths, bad, good), head)
 
     def _batch(self, lengths: Lengths, bad: int, good: int) -> tuple[float, float]:
         """Tokens that a step reads of so many prompts of each class, and positions it scores."""
         new, plain = self.response_tokens, bad + good + (bad if self.resist else 0)
         # Prompts are read once for all that goes on from them, if nothing looks at or changes more.
-        again = lengths.own if self.kl_prompt or self.pushed or self.ablated else 0.0
+        again = lengths.own if self.kl_prompt or self.ablated else 0.0
         tokens = (bad + good) * (lengths.own - again) + plain * (again + new + 1)
         scored = plain * (new + 1) + (good * lengths.prompt if self.kl_prompt else 0.0)
         if self.after_start:
@@ -198,7 +167,6 @@ class Es2:
             self.base_distances(material),
             refusal_start(refusals),
             self.behind_starts(chat, harmful, harmless),
-            self.along_answers(material, answers),
             self.behind_suffixes(material, harmful, answers),
         )
 
@@ -252,12 +220,6 @@ class Es2:
             return short, long
         kept = unless_few(told(material, short, False), list(range(len(short))))
         return short.subset(kept), long.subset(kept)
-
-    def along_answers(self, material: Material, harmless: Reference) -> Bent | None:
-        """Answers of both classes, and the base's states along them; None if they are not wanted."""
-        if not self.bend:
-            return None
-        return record_answers(material, harmless.cut(self.bend_tokens), self.bend_tokens)
 
 
 @DEFENCES.register

@@ -69,7 +69,6 @@ class Es2SafetySft(Es2):
             self.base_distances(material),
             said[0],
             self.behind_starts(chat, harmful, harmless),
-            self.along_answers(material, answers),
             self.behind_suffixes(material, harmful, answers),
         )
 

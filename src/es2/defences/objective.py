@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.defences.after_start import AfterStart
-from es2.defences.bent import Bent
 from es2.defences.margin import refusal_margin
 from es2.defences.reference import Reference, kl_from
 from es2.defences.suffixed import Suffixed
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
-from es2.defences.under_attack import Batch, ablated, line, moved, pushed
+from es2.defences.under_attack import Batch, ablated, line, moved
 from es2.models.activations import Edit
 from es2.models.blocks import logits
 from es2.models.forward import Forward, Starts, forward, read_starts
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from es2.defences.es2 import Es2
 
 _LOWEST, _HIGHEST = 0.2, 0.8
-"""Layers, as shares of the depth, at which a line is read that is to be taken out, or a push starts."""
+"""Layers, as shares of the depth, at which a line is read that is to be taken out."""
 
 
 @dataclass
@@ -47,7 +46,6 @@ class Separation:
         base_distance: the base's distance at each layer, see `batch_distance`.
         refusal: the first token of the base's refusals, where they are known.
         after: the same prompts behind affirmative openings; None where they are not wanted.
-        bent: harmful answers; None likewise.
         suffixed: harmful prompts with room for free vectors; None likewise.
     """
 
@@ -62,7 +60,6 @@ class Separation:
     base_distance: Mapping[int, float]
     refusal: int | None = None
     after: AfterStart | None = None
-    bent: Bent | None = None
     suffixed: Suffixed | None = None
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
@@ -76,7 +73,7 @@ class Separation:
     def parts(
         self, chat: ChatModel, step: int
     ) -> Iterator[tuple[Float[Tensor, ""], dict[str, float]]]:
-        """The batch, prompts read once; behind suffixes; along harmful answers."""
+        """The batch, prompts read once; and behind suffixes."""
         size, seed, terms = self.settings.batch_size, self.settings.seed, self.terms
         bad = batch_indices(len(self.harmful), size, step, seed)
         good = batch_indices(len(self.harmless), size, step, seed + 1)
@@ -86,12 +83,6 @@ class Separation:
                 chat, _half(bad), terms.suffix_steps, seeded(seed + 3, step), terms.kl_first
             )
             yield terms.suffixed * refusal, metrics
-        if self.bent is not None:
-            read = self.bent.read(chat, size, step, seed)
-            reached = sum(left.clamp(max=terms.bend_cap) for left in read.left.values())
-            metrics = {f"bent_{layer}": float(left.detach()) for layer, left in read.left.items()}
-            metrics["kl_answers"] = float(read.kl.detach())
-            yield terms.kl_weight * read.kl - terms.bend * reached, metrics
 
     def _batch(
         self, chat: ChatModel, step: int, bad: Sequence[int], good: Sequence[int]
@@ -105,7 +96,7 @@ class Separation:
         if self.suffixed is not None:
             some = _half(good)
             places = range(len(bad), len(bad) + len(some))
-            kl = self.suffixed.hold(chat, some, before.pick(places) if before else None)
+            kl = self.suffixed.drift(chat, some, before.pick(places) if before else None)
             total = total + terms.suffixed * terms.kl_weight * kl
             metrics["kl_along_answers"] = float(kl.detach())
         return total, metrics
@@ -172,12 +163,6 @@ class Separation:
             total = total + distance_term(distance, base, terms.form, terms.cap)
             metrics[f"distance_{layer}"] = float(distance.detach())
             metrics[f"distance_ratio_{layer}"] = float(distance.detach()) / base
-            along = self._along_response(out, layer, whole[:plain], firsts, split)
-            if along is not None:
-                total = total + terms.response_distance * distance_term(
-                    along, base, terms.form, terms.cap
-                )
-                metrics[f"response_distance_ratio_{layer}"] = float(along.detach()) / base
         kl = kl_from(self.harmless, good, chat, out, split, terms.kl_first)
         metrics["kl"] = float(kl.detach())
         total = total + terms.kl_weight * kl
@@ -240,53 +225,27 @@ class Separation:
     ) -> dict[int, Edit]:
         """What is done to the batch's last rows in a step, by layer."""
         seed, terms, head, depth = self.settings.seed, self.terms, chat.template.head, chat.depth
-        kind, place, width = self._drawn(step)
         sizes = torch.rand(batch.split, 1, generator=seeded(seed, step)).to(chat.device)
         if not self._everywhere(step):
             edit = moved(batch, terms.reach * sizes)
             return dict.fromkeys(range(min(self.layers), max(self.layers) + 1), edit)
-        layer = max(1, round((_LOWEST + place * (_HIGHEST - _LOWEST)) * depth))
-        if kind < terms.ablated:
-            edit = ablated(batch, head, line(chat, rows, batch, layer))
-            return dict.fromkeys(range(depth + 1), edit)
-        last = min(depth, layer + round((0.2 + 0.4 * width) * depth))
-        edit = pushed(batch, head, terms.push * sizes)
-        return dict.fromkeys(range(layer, last + 1), edit)
+        layer = max(1, round((_LOWEST + self._drawn(step)[1] * (_HIGHEST - _LOWEST)) * depth))
+        edit = ablated(batch, head, line(chat, rows, batch, layer))
+        return dict.fromkeys(range(depth + 1), edit)
 
     def _everywhere(self, step: int) -> bool:
         """Whether all tokens of the rows under attack are changed, not those from the last on."""
         terms = self.terms
-        return bool(terms.resist) and self._drawn(step)[0] < terms.ablated + terms.pushed
+        return bool(terms.resist) and self._drawn(step)[0] < terms.ablated
 
     def _drawn(self, step: int) -> list[float]:
-        """Which attack a step has, where it starts, and how far it reaches, each from 0 to 1."""
-        # Batches and pushes are drawn by the seed itself and the one after it.
-        return torch.rand(3, generator=seeded(self.settings.seed + 2, step)).tolist()
+        """Which attack a step has, and at which layer, each from 0 to 1."""
+        # Batches and moves are drawn by the seed itself and the one after it.
+        return torch.rand(2, generator=seeded(self.settings.seed + 2, step)).tolist()
 
     def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:
         """Between the harmful rows, the first `split`, and the harmless ones."""
         return class_distance(states[:split], states[split:], self.terms.form)
-
-    def _along_response(
-        self,
-        out: Forward,
-        layer: int,
-        rows: Sequence[Sequence[int]],
-        firsts: Sequence[int],
-        split: int,
-    ) -> Float[Tensor, ""] | None:
-        """Mean distance over the response positions that every row has; None if not wanted.
-
-        A row that ends at once leaves no position to separate at.
-        """
-        shortest = min(len(row) - 1 - first for row, first in zip(rows, firsts, strict=True))
-        if not (self.terms.response_distance and shortest):
-            return None
-        distances = []
-        for step in range(1, shortest + 1):
-            states = out.at(out.states[layer], range(len(rows)), [f + step for f in firsts])
-            distances.append(self._distance(states, split))
-        return torch.stack(distances).mean()
 
     def stop(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Ends training when the KL, averaged over four steps, passes the threshold.

@@ -99,7 +99,7 @@ class Suffixed:
             metrics |= {"suffix_first": losses[0], "suffix_last": losses[-1]}
         return refusal, metrics
 
-    def hold(
+    def drift(
         self, chat: ChatModel, good: Sequence[int], before: Starts | None = None
     ) -> Float[Tensor, ""]:
         """The KL from the base along harmless answers, every token alike.

@@ -1,10 +1,9 @@
 """What is done to a batch's harmful rows, so that refusal is learnt under attack.
 
 The last rows of a batch are its harmful ones once more, read with their residual stream changed:
-moved towards the harmless rows, as SCAV moves them; pushed that way at all their tokens, as RepE
-does; or with a line between the classes taken out of it everywhere, as refusal ablation takes out a
-direction (Yu et al., arXiv 2409.20089). The lines are read off the batch's own rows, so that they are
-always those of the model as it stands.
+moved towards the harmless rows, as SCAV moves them, or with a line between the classes taken out of it
+everywhere, as refusal ablation takes out a direction (Yu et al., arXiv 2409.20089). The lines are read
+off the batch's own rows, so that they are always those of the model as it stands.
 """
 
 from __future__ import annotations
@@ -19,10 +18,6 @@ from torch import Tensor
 from es2.models.activations import Edit
 from es2.models.forward import forward
 from es2.models.loading import ChatModel
-
-_NO_LINE = 1e-4
-"""Centres closer than this share of their norm are one: a layer whose window ends before the prompt
-tells no classes apart, and what is left between them is rounding."""
 
 
 @dataclass(frozen=True)
@@ -89,28 +84,6 @@ def moved(batch: Batch, shares: Float[Tensor, "n 1"]) -> Edit:
         behind = batch.columns(stream) >= ends[:, None]
         far = (shares.to(stream.device) - along).clamp(min=0.0) * behind
         return batch.replaced(stream, last + far[..., None] * way)
-
-    return edit
-
-
-def pushed(batch: Batch, head: int, sizes: Float[Tensor, "n 1"]) -> Edit:
-    """Pushes all tokens of the last rows from the harmful centre towards the harmless one.
-
-    Args:
-        batch: the rows.
-        head: tokens at the start of every row that are left alone: the template's.
-        sizes: how far each row's are pushed, in mean norms of the plain rows' last prompt tokens.
-    """
-
-    def edit(stream: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "batch suffix d"]:
-        harmful, harmless = batch.centres(stream)
-        way, size = harmless - harmful, (harmless - harmful).norm()
-        if size < _NO_LINE * harmful.norm():
-            return stream
-        norm = batch.lasts(stream).norm(dim=-1).mean()
-        step = sizes.to(stream.device) * norm * way / size
-        last = stream[len(batch.ends) :].float()
-        return batch.replaced(stream, last + step[:, None] * batch.behind(stream, head))
 
     return edit
 

@@ -28,7 +28,8 @@ class Data:
         harmless: what it answers.
         borderline: harmless prompts that look harmful; null for none.
         prompt_column: the prompts' column in a user's files; null to guess.
-        train: at most this many prompts of each class to train the defence on; null for all.
+        train: at most this many prompts of each class to train the defence on, half of the harmless
+            ones borderline if there are as many; null for all. By default as many as es2 reads.
         test: at most this many harmful prompts to attack with; null for all.
         test_harmless: at most this many harmless and this many borderline prompts to measure costs
             on; null for all.
@@ -41,7 +42,7 @@ class Data:
     harmless: str = "harmless"
     borderline: str | None = "borderline"
     prompt_column: str | None = None
-    train: int | None = None
+    train: int | None = 960
     test: int | None = None
     test_harmless: int | None = None
     seed: int | None = None

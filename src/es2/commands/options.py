@@ -44,15 +44,13 @@ class PromptOptions:
     def load(self, seed: int) -> FitPrompts:
         """Loads them and cuts them into fitted and held out."""
         if self.labelled is not None:
-            found = self._of_one_file(str(self.labelled), seed)
-        else:
-            none = Splits([], [], [])
-            found = fit_prompts(
-                self._splits(self.harmful, True, seed),
-                self._splits(self.harmless, False, seed),
-                none if self.borderline == "none" else self._splits(self.borderline, False, seed),
-            )
-        return found.at_most(self.at_most)
+            return self._of_one_file(str(self.labelled), seed)
+        return fit_prompts(
+            self._splits(self.harmful, True, seed),
+            self._splits(self.harmless, False, seed),
+            None if self.borderline == "none" else self._splits(self.borderline, False, seed),
+            self.at_most,
+        )
 
     def _splits(self, source: str, harmful: bool, seed: int) -> Splits:
         read = partial(load_prompts, source, prompt_column=self.prompt_column, harmful=harmful)
@@ -66,6 +64,7 @@ class PromptOptions:
         return fit_prompts(
             split_three_ways(lambda _: harmful, path, seed),
             split_three_ways(lambda _: harmless, path, seed),
+            at_most=self.at_most,
         )
 
 

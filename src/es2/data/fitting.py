@@ -80,20 +80,33 @@ def split_three_ways(load: Callable[[str | None], list[Prompt]], source: str, se
     return Splits(order[:train], order[train:-test], order[-test:])
 
 
-def fit_prompts(harmful: Splits, harmless: Splits, borderline: Splits | None = None) -> FitPrompts:
-    """The texts to fit on; borderline prompts count as harmless, and are held out apart."""
+def fit_prompts(
+    harmful: Splits,
+    harmless: Splits,
+    borderline: Splits | None = None,
+    at_most: int | None = None,
+) -> FitPrompts:
+    """The texts to fit on, at most so many of each class.
+
+    Borderline prompts count as harmless, and are half of those that are taken if there are as many:
+    what a model comes to refuse without need is what looks harmful. They are held out apart.
+    """
 
     def texts(*groups: list[Prompt]) -> list[str]:
         return [prompt.text for group in groups for prompt in group]
 
     extra = borderline or Splits([], [], [])
+    plain, lookalikes = harmless.train, extra.train
+    if at_most is not None:
+        lookalikes = spread(lookalikes, at_most // 2)
+        plain = spread(plain, at_most - len(lookalikes))
     return FitPrompts(
         harmful=texts(harmful.train),
-        harmless=texts(harmless.train, extra.train),
+        harmless=texts(plain, lookalikes),
         held_harmful=texts(harmful.validation),
         held_harmless=texts(harmless.validation),
         held_borderline=texts(extra.validation),
-    )
+    ).at_most(at_most)
 
 
 def bundled_fit(borderline: bool = True) -> FitPrompts:

@@ -45,12 +45,12 @@ class Prompts:
     @property
     def fit(self) -> FitPrompts:
         """What the defence is fitted on; borderline prompts are among the harmless."""
-        return fit_prompts(self.harmful, self.harmless, self.borderline).at_most(self.limit)
+        return fit_prompts(self.harmful, self.harmless, self.borderline, self.limit)
 
     @property
     def probe_fit(self) -> FitPrompts:
         """What layers are chosen and attacks are fitted on: more than the 140 a class of SCAV."""
-        return fit_prompts(self.harmful, self.harmless).at_most(200)
+        return fit_prompts(self.harmful, self.harmless, at_most=200)
 
 
 def load_all(recipe: Recipe, load: Callable[..., list[Prompt]] = load_prompts) -> Prompts:

@@ -63,8 +63,10 @@ class Es2:
 
     name: ClassVar[str] = "es2"
     source: ClassVar[str] = "Zhao, Wang and Shen, arXiv 2603.20206, and this project's remedies"
-    published: ClassVar[TrainSettings] = TrainSettings()
-    keeps: ClassVar[str] = "distance"
+    # The publication gives no settings; these are for a small model, chosen on validation prompts.
+    published: ClassVar[TrainSettings] = TrainSettings(steps=120, lr=5e-4, validate_every=40)
+    # Refusal behind suffixes is still being learnt when the distance has reached its cap.
+    keeps: ClassVar[str] = "last"
     form: Form = "centre"
     cap: float | None = 2.5
     kl_weight: float = 20.0
@@ -72,15 +74,15 @@ class Es2:
     kl_prompt: bool = False
     kl_first: float = 8.0
     response_tokens: int = 12
-    keep_refusal: float = 1.0
-    keep_margin: float = 1.25
+    keep_refusal: float = 2.0
+    keep_margin: float = 2.0
     lean: float = -0.9
     consistent: bool = True
     resist: float = 1.5
     reach: float = 1.5
     ablated: float = 0.0
     after_start: float = 1.0
-    suffixed: float = 0.0
+    suffixed: float = 2.0
     suffix_steps: int = 3
 
     least: ClassVar[Mapping[str, float]] = {
@@ -104,6 +106,7 @@ class Es2:
         "reach": Range(0.75, 2.5),
         "kl_weight": Range(5.0, 80.0, log=True),
         "after_start": Range(0.1, 2.0, log=True),
+        "suffixed": Range(0.5, 4.0, log=True),
     }
 
     @property
@@ -231,6 +234,7 @@ class Es2Paper(Es2):
     source: ClassVar[str] = "Zhao, Wang and Shen, arXiv 2603.20206"
     # Without validation, what training ends with is kept: the publication chooses no checkpoint.
     published: ClassVar[TrainSettings] = TrainSettings(validate_every=0)
+    keeps: ClassVar[str] = "distance"
     form: Form = "raw"
     cap: float | None = None
     kl_weight: float = 1.0
@@ -242,6 +246,7 @@ class Es2Paper(Es2):
     keep_margin: float = 0.0
     resist: float = 0.0
     after_start: float = 0.0
+    suffixed: float = 0.0
     consistent: bool = False
 
     searched: ClassVar[Mapping[str, Range]] = {"kl_weight": Range(0.1, 100.0, log=True)}

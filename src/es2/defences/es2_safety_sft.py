@@ -21,7 +21,6 @@ from es2.defences.objective import Separation
 from es2.defences.reference import Reference
 from es2.defences.responses import read_responses
 from es2.defences.safety_sft import REFUSAL
-from es2.defences.trainer import TrainSettings
 from es2.models.forward import Forward
 from es2.models.loading import ChatModel
 from es2.progress import bar
@@ -43,9 +42,6 @@ class Es2SafetySft(Es2):
     source: ClassVar[str] = (
         "this project; Zhao, Wang and Shen, arXiv 2603.20206, and Bianchi et al., arXiv 2309.07875"
     )
-    published: ClassVar[TrainSettings] = TrainSettings()
-    # Refusal is still being learnt when the distance has reached its cap.
-    keeps: ClassVar[str] = "last"
     refusal: str = REFUSAL
 
     def prepare(self, material: Material) -> TaughtSeparation:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from es2.defences.ablated import Ablated
 from es2.defences.es2 import Es2, Es2Paper
 from es2.defences.margin import refusal_start
 from es2.defences.objective import Separation
@@ -25,6 +26,8 @@ HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i
 HARMLESS = [*PROMPTS]
 """Two classes; no harm is needed to test the mathematics."""
 LAYERS = (2, 4)
+LINES = (1, 3)
+"""Layers at which a line may be read that is taken out."""
 SETTINGS = TrainSettings(batch_size=3, rank=2, lr=3e-3, seed=1)
 
 FORMS = {
@@ -37,7 +40,7 @@ FORMS = {
     "whole prompts and responses": Es2(kl_prompt=True, response_tokens=3),
     "refusal margins moved": Es2(keep_margin=3.0, lean=0.5, response_tokens=2),
     "refusal under attack": Es2(resist=2.0, reach=3.0, response_tokens=3),
-    "refusal without its direction": Es2(resist=2.0, ablated=1.0, response_tokens=3),
+    "refusal without its direction": Es2(ablated=2.0, response_tokens=3),
 }
 
 
@@ -61,7 +64,8 @@ def objective_for(chat: ChatModel, terms: Es2, settings: TrainSettings = SETTING
         for layer in LAYERS
     }
     start = refusal_start(harmful)
-    return Separation(terms, settings, LAYERS, harmful, harmless, distances, start)
+    ablated = Ablated(LINES) if terms.ablated else None
+    return Separation(terms, settings, LAYERS, harmful, harmless, distances, start, ablated=ablated)
 
 
 def make_case(chat: ChatModel, terms: Es2) -> Case:
@@ -164,24 +168,19 @@ def slow_changes(
     return [changing(f, float(s)) for f, s in zip(firsts, shares, strict=True)]
 
 
-def slow_removals(case: Case, step: int, centres: dict[int, Centres], rows: int) -> list[Change]:
-    """For each harmful row, what takes one layer's line out of every layer and of the embeddings."""
-    depth, head = case.tuned.depth, case.tuned.template.head
-    _, place = drawn(step)
-    harmful, harmless = (c.detach() for c in centres[max(1, round((0.2 + 0.6 * place) * depth))])
+def slow_removals(case: Case, step: int, centres: dict[int, Centres]) -> Change:
+    """What takes one layer's line out of every layer and of the embeddings."""
+    random = torch.Generator().manual_seed((SETTINGS.seed + 2) * 1_000_003 + step)
+    drawn = LINES[int(torch.randint(len(LINES), (1,), generator=random))]
+    harmful, harmless = (centre.detach() for centre in centres[drawn])
     unit = (harmful - harmless) / (harmful - harmless).norm()
+    head = case.tuned.template.head
 
     def change(layer: int, stream: Tensor) -> Tensor:
         kept = list(stream[:head])
         return torch.stack(kept + [vector - (vector @ unit) * unit for vector in stream[head:]])
 
-    return [change] * rows
-
-
-def drawn(step: int) -> list[float]:
-    """The kind of attack in a step, and where it stands."""
-    random = torch.Generator().manual_seed((SETTINGS.seed + 2) * 1_000_003 + step)
-    return torch.rand(2, generator=random).tolist()
+    return change
 
 
 def slow_margin_term(case: Case, good: list[int]) -> Tensor:
@@ -234,13 +233,14 @@ def slow_loss(case: Case, step: int) -> Tensor:
             layer: (sum(at("bad", layer)) / len(bad), sum(at("good", layer)) / len(good))
             for layer in range(1, case.tuned.depth + 1)
         }
-        if terms.ablated:
-            changes = slow_removals(case, step, centres, len(bad))
-        else:
-            between = range(min(LAYERS), max(LAYERS) + 1)
-            moving = {layer: centres[layer] for layer in between}
-            changes = slow_changes(case, step, moving, firsts["bad"])
+        between = range(min(LAYERS), max(LAYERS) + 1)
+        moving = {layer: centres[layer] for layer in between}
+        changes = slow_changes(case, step, moving, firsts["bad"])
         total = total + terms.resist * slow_kl(case, objective.harmful, bad, changes)
+        if terms.ablated:
+            some = bad[: (len(bad) + 1) // 2]
+            removed = [slow_removals(case, step, centres)] * len(some)
+            total = total + terms.ablated * slow_kl(case, objective.harmful, some, removed)
     total = total + terms.kl_weight * slow_kl(case, objective.harmless, good)
     return total + terms.keep_refusal * slow_kl(case, objective.harmful, bad)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from es2.defences.ablated import Ablated, record_ablated
 from es2.defences.after_start import OPENINGS, AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
 from es2.defences.margin import refusal_start
@@ -51,8 +52,8 @@ class Es2:
         resist: weight of the KL on harmful prompts that are read while the residual stream is moved
             towards the harmless ones: the base's refusal is kept under attack too.
         reach: how far at most it is moved, in distances between the classes' centres.
-        ablated: share of steps whose rows are not moved, but read with the line between a layer's
-            centres projected out at every layer, as refusal ablation does (arXiv 2409.20089).
+        ablated: weight of the same with the line between a layer's centres taken out everywhere, as
+            refusal ablation takes out a direction, for half the batch's harmful rows.
         after_start: weight of the same at the end of an affirmative opening of the response: the
             refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
         suffixed: weight of the refusal's cross-entropy behind a suffix of free vectors, for half the
@@ -126,19 +127,27 @@ class Es2:
             if tokens:
                 work += answering(count, lengths.own, tokens, rows, head)
         bad, good = (min(settings.batch_size, count) for count in counts)
-        if self.resist and self.ablated:
-            work += reading(self.ablated * steps * (bad + good), row, rows, head)
+        if self.ablated:
+            work += self._expected_ablated(lengths, steps, bad, good, rows)
         if self.after_start:
             work += reading(counts[1], lengths.own, rows, head)
         if self.suffixed:
             work += expected_suffixed(settings, lengths, harmful, rows, self.suffix_steps, new)
         return work + training(steps, 1, *self._batch(lengths, bad, good), head)
 
+    def _expected_ablated(
+        self, lengths: Lengths, steps: int, bad: int, good: int, rows: int
+    ) -> Work:
+        """Layers told, lines read and half the harmful rows from the template's start on."""
+        row, some = lengths.own + self.response_tokens, (bad + 1) // 2
+        work = reading(steps * (bad + good), lengths.own, rows, lengths.head)
+        return work + training(steps, some, row, some * (self.response_tokens + 1), lengths.head)
+
     def _batch(self, lengths: Lengths, bad: int, good: int) -> tuple[float, float]:
         """Tokens that a step reads of so many prompts of each class, and positions it scores."""
         new, plain = self.response_tokens, bad + good + (bad if self.resist else 0)
-        # Prompts are read once for all that goes on from them, if nothing looks at or changes more.
-        again = lengths.own if self.kl_prompt or self.ablated else 0.0
+        # Prompts are read once for all that goes on from them, if nothing looks at more.
+        again = lengths.own if self.kl_prompt else 0.0
         tokens = (bad + good) * (lengths.own - again) + plain * (again + new + 1)
         scored = plain * (new + 1) + (good * lengths.prompt if self.kl_prompt else 0.0)
         if self.after_start:
@@ -171,6 +180,7 @@ class Es2:
             refusal_start(refusals),
             self.behind_starts(chat, harmful, harmless),
             self.behind_suffixes(material, harmful, answers),
+            self.without_direction(material),
         )
 
     def base_distances(self, material: Material) -> dict[int, float]:
@@ -208,6 +218,10 @@ class Es2:
             return None
         self._needs_refusals("suffixed")
         return record_suffixed(material, harmful, harmless.cut(max(DEPTHS)))
+
+    def without_direction(self, material: Material) -> Ablated | None:
+        """The layers at which a line is read that is taken out; None if that is not wanted."""
+        return record_ablated(material) if self.ablated else None
 
     def _needs_refusals(self, wanted: str) -> None:
         if not self.response_tokens:

@@ -66,6 +66,7 @@ class Es2SafetySft(Es2):
             said[0],
             self.behind_starts(chat, harmful, harmless),
             self.behind_suffixes(material, harmful, answers),
+            self.without_direction(material),
         )
 
 

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.defences.ablated import Ablated
 from es2.defences.after_start import AfterStart
 from es2.defences.margin import refusal_margin
 from es2.defences.reference import Reference, kl_from
 from es2.defences.suffixed import Suffixed
 from es2.defences.trainer import TrainSettings, batch_indices, seeded
-from es2.defences.under_attack import Batch, ablated, line, moved
+from es2.defences.under_attack import Batch, moved
 from es2.models.activations import Edit
 from es2.models.blocks import logits
 from es2.models.forward import Forward, Starts, forward, read_starts
@@ -28,9 +29,6 @@ from es2.separation.distance import class_distance, distance_term
 
 if TYPE_CHECKING:
     from es2.defences.es2 import Es2
-
-_LOWEST, _HIGHEST = 0.2, 0.8
-"""Layers, as shares of the depth, at which a line is read that is to be taken out."""
 
 
 @dataclass
@@ -47,6 +45,7 @@ class Separation:
         refusal: the first token of the base's refusals, where they are known.
         after: the same prompts behind affirmative openings; None where they are not wanted.
         suffixed: harmful prompts with room for free vectors; None likewise.
+        ablated: where a line is read that is taken out; None likewise.
     """
 
     holds: ClassVar[str] = "kl"
@@ -61,6 +60,7 @@ class Separation:
     refusal: int | None = None
     after: AfterStart | None = None
     suffixed: Suffixed | None = None
+    ablated: Ablated | None = None
 
     def loss(self, chat: ChatModel, step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The sum of the parts."""
@@ -73,7 +73,7 @@ class Separation:
     def parts(
         self, chat: ChatModel, step: int
     ) -> Iterator[tuple[Float[Tensor, ""], dict[str, float]]]:
-        """The batch, prompts read once; and behind suffixes."""
+        """The batch, prompts read once; behind suffixes; and without a direction."""
         size, seed, terms = self.settings.batch_size, self.settings.seed, self.terms
         bad = batch_indices(len(self.harmful), size, step, seed)
         good = batch_indices(len(self.harmless), size, step, seed + 1)
@@ -83,12 +83,15 @@ class Separation:
                 chat, _half(bad), terms.suffix_steps, seeded(seed + 3, step), terms.kl_first
             )
             yield terms.suffixed * refusal, metrics
+        if self.ablated is not None:
+            kept = self._without_direction(self.ablated, chat, step, bad, good)
+            yield terms.ablated * kept, {f"{self.holds}_ablated": float(kept.detach())}
 
     def _batch(
         self, chat: ChatModel, step: int, bad: Sequence[int], good: Sequence[int]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The batch as it stands, behind openings, and along answers as long as harmful ones."""
-        terms, before = self.terms, self._before(chat, step, bad, good)
+        terms, before = self.terms, self._before(chat, bad, good)
         total, metrics = self._plain(chat, step, bad, good, before)
         if self.after is not None:
             kept, more = self._behind_start(self.after, chat, bad, good, before)
@@ -101,14 +104,12 @@ class Separation:
             metrics["kl_along_answers"] = float(kl.detach())
         return total, metrics
 
-    def _before(
-        self, chat: ChatModel, step: int, bad: Sequence[int], good: Sequence[int]
-    ) -> Starts | None:
+    def _before(self, chat: ChatModel, bad: Sequence[int], good: Sequence[int]) -> Starts | None:
         """What stands before the last prompt token, which all rows of a prompt have in common.
 
-        None where the model cannot keep it, where the KL looks at it, and in a step that changes it.
+        None where the model cannot keep it, and where the KL looks at it.
         """
-        if self.terms.kl_prompt or self._everywhere(step):
+        if self.terms.kl_prompt:
             return None
         pairs = [(self.harmful, i) for i in bad] + [(self.harmless, i) for i in good]
         prompts = [of.rows[i][: of.starts[i]] for of, i in pairs]
@@ -148,9 +149,7 @@ class Separation:
             cut = before.lengths if before else [0] * plain
             ends = [first - gone for first, gone in zip(firsts, cut, strict=True)]
             longest = max(len(row) - gone for row, gone in zip(whole, cut, strict=True))
-            edits = self._attacked(chat, step, whole, Batch(split, ends, longest))
-            # What is changed at all tokens has to be in the stream; the template's start never is.
-            keep = min(keep, chat.template.head) if self._everywhere(step) else keep
+            edits = self._moved(chat, step, Batch(split, ends, longest))
             whole, places = whole + whole[:split], places + places[:split]
         picked = before.pick(places) if before else None
         out = forward(chat, whole, layers=self.layers, keep=keep, edits=edits, starts=picked)
@@ -220,28 +219,30 @@ class Separation:
             logits(chat.model, then), refusal
         )
 
-    def _attacked(
-        self, chat: ChatModel, step: int, rows: Sequence[Sequence[int]], batch: Batch
-    ) -> dict[int, Edit]:
-        """What is done to the batch's last rows in a step, by layer."""
-        seed, terms, head, depth = self.settings.seed, self.terms, chat.template.head, chat.depth
-        sizes = torch.rand(batch.split, 1, generator=seeded(seed, step)).to(chat.device)
-        if not self._everywhere(step):
-            edit = moved(batch, terms.reach * sizes)
-            return dict.fromkeys(range(min(self.layers), max(self.layers) + 1), edit)
-        layer = max(1, round((_LOWEST + self._drawn(step)[1] * (_HIGHEST - _LOWEST)) * depth))
-        edit = ablated(batch, head, line(chat, rows, batch, layer))
-        return dict.fromkeys(range(depth + 1), edit)
+    def _moved(self, chat: ChatModel, step: int, batch: Batch) -> dict[int, Edit]:
+        """What moves the batch's last rows in a step, by layer."""
+        sizes = torch.rand(batch.split, 1, generator=seeded(self.settings.seed, step))
+        edit = moved(batch, self.terms.reach * sizes.to(chat.device))
+        return dict.fromkeys(range(min(self.layers), max(self.layers) + 1), edit)
 
-    def _everywhere(self, step: int) -> bool:
-        """Whether all tokens of the rows under attack are changed, not those from the last on."""
-        terms = self.terms
-        return bool(terms.resist) and self._drawn(step)[0] < terms.ablated
-
-    def _drawn(self, step: int) -> list[float]:
-        """Which attack a step has, and at which layer, each from 0 to 1."""
-        # Batches and moves are drawn by the seed itself and the one after it.
-        return torch.rand(2, generator=seeded(self.settings.seed + 2, step)).tolist()
+    def _without_direction(
+        self,
+        read: Ablated,
+        chat: ChatModel,
+        step: int,
+        bad: Sequence[int],
+        good: Sequence[int],
+    ) -> Float[Tensor, ""]:
+        """What keeps the refusal of half the harmful rows, with a line taken out of the model."""
+        harmful, harmless = (
+            [of.rows[i][: of.firsts[i] + 1] for i in picked]
+            for of, picked in ((self.harmful, bad), (self.harmless, good))
+        )
+        some = _half(bad)
+        rows = [self.harmful.rows[i] for i in some]
+        # Batches, moves and suffixes are drawn by the seed itself, the one after it and the third.
+        out = read.read(chat, rows, harmful, harmless, seeded(self.settings.seed + 2, step))
+        return self.hold(chat, out, some, 0)
 
     def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:
         """Between the harmful rows, the first `split`, and the harmless ones."""

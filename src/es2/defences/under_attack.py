@@ -1,9 +1,8 @@
 """What is done to a batch's harmful rows, so that refusal is learnt under attack.
 
 The last rows of a batch are its harmful ones once more, read with their residual stream changed:
-moved towards the harmless rows, as SCAV moves them, or with a line between the classes taken out of it
-everywhere, as refusal ablation takes out a direction (Yu et al., arXiv 2409.20089). The lines are read
-off the batch's own rows, so that they are always those of the model as it stands.
+moved towards the harmless rows, as SCAV moves them. The way is read off the batch's own rows, so that
+it is always that of the model as it stands.
 """
 
 from __future__ import annotations
@@ -12,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from es2.models.activations import Edit
-from es2.models.forward import forward
-from es2.models.loading import ChatModel
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,6 @@ class Batch:
         ends = torch.tensor(list(self.ends), device=stream.device) - self.offset(stream)
         return stream[torch.arange(len(ends)), ends].detach().float()
 
-    def behind(
-        self, stream: Float[Tensor, "batch suffix d"], head: int
-    ) -> Bool[Tensor, "suffix 1"]:
-        """Which of the stream's columns are not the template's start."""
-        return (self.columns(stream) >= head)[:, None]
-
     def columns(self, stream: Float[Tensor, "batch suffix d"]) -> Int[Tensor, "suffix"]:
         """The stream's columns, counted in whole rows."""
         return torch.arange(stream.shape[1], device=stream.device) + self.offset(stream)
@@ -86,37 +77,3 @@ def moved(batch: Batch, shares: Float[Tensor, "n 1"]) -> Edit:
         return batch.replaced(stream, last + far[..., None] * way)
 
     return edit
-
-
-def ablated(batch: Batch, head: int, way: Float[Tensor, "d"]) -> Edit:
-    """Takes a direction out of the last rows.
-
-    Args:
-        batch: the rows.
-        head: tokens at the start of every row that are left alone: the template's.
-        way: the direction, of norm 1.
-    """
-
-    def edit(stream: Float[Tensor, "batch suffix d"]) -> Float[Tensor, "batch suffix d"]:
-        last = stream[len(batch.ends) :].float()
-        along = (last @ way)[..., None] * batch.behind(stream, head)
-        return batch.replaced(stream, last - along * way)
-
-    return edit
-
-
-@torch.no_grad()
-def line(
-    chat: ChatModel, rows: Sequence[Sequence[int]], batch: Batch, layer: int
-) -> Float[Tensor, "d"]:
-    """The direction from the harmless rows to the harmful ones at a layer, of norm 1.
-
-    Args:
-        chat: the model.
-        rows: the batch's plain ones.
-        batch: where the classes stand in it.
-        layer: 1-based.
-    """
-    out = forward(chat, rows, (layer,), stop=True, keep=min(batch.ends))
-    harmful, harmless = batch.centres(out.states[layer])
-    return (harmful - harmless) / (harmful - harmless).norm()

@@ -1,0 +1,97 @@
+"""Refusal without its direction: it is kept where an attack has taken out what tells it.
+
+Refusal ablation takes one direction out of the whole model, that between the classes' centres at some
+layer. So harmful rows are read with the line between the batch's own centres taken out everywhere,
+which is always that of the model as it stands, and are to refuse all the same: refusal feature
+adversarial training (Yu et al., arXiv 2409.20089). At most layers nothing happens to a model whose
+line is taken out, and nothing is learnt from it; so it is read where the base's refusal gives way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from es2.attacks.refusal_ablation import RefusalAblation, ablation_edits, ablation_losses
+from es2.attacks.target import affirmation_loss
+from es2.data.fitting import spread
+from es2.defences.base import Material
+from es2.models.forward import Forward, forward
+from es2.models.loading import ChatModel
+
+PROMPTS = 16
+"""Held-out harmful prompts by which layers are told."""
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """The layers at which a line is read that is to be taken out.
+
+    Attributes:
+        layers: 1-based; where the base's refusal gives way.
+    """
+
+    layers: Sequence[int]
+
+    def read(
+        self,
+        chat: ChatModel,
+        rows: Sequence[Sequence[int]],
+        harmful: Sequence[Sequence[int]],
+        harmless: Sequence[Sequence[int]],
+        seed: torch.Generator,
+    ) -> Forward:
+        """Rows with the line between two classes of prompts taken out of all their own tokens.
+
+        Args:
+            chat: the model in training.
+            rows: templated prompts with their responses.
+            harmful: templated prompts whose centre is one end of the line.
+            harmless: the other.
+            seed: of the layer at which it is read.
+        """
+        place = int(torch.randint(len(self.layers), (1,), generator=seed))
+        way = line(chat, harmful, harmless, self.layers[place])
+        edits = ablation_edits(chat.depth, way)
+        return forward(chat, rows, keep=chat.template.head, edits=edits)
+
+
+@torch.no_grad()
+def line(
+    chat: ChatModel,
+    harmful: Sequence[Sequence[int]],
+    harmless: Sequence[Sequence[int]],
+    layer: int,
+) -> Float[Tensor, "d"]:
+    """The direction from the harmless to the harmful centre at a layer, of norm 1.
+
+    Args:
+        chat: the model.
+        harmful: templated prompts, read at their last tokens.
+        harmless: the same.
+        layer: 1-based.
+    """
+    rows = [*harmful, *harmless]
+    ends = [len(row) - 1 for row in rows]
+    out = forward(chat, rows, (layer,), stop=True, keep=min(ends))
+    states = out.at(out.states[layer], range(len(rows)), ends).float()
+    way = states[: len(harmful)].mean(0) - states[len(harmful) :].mean(0)
+    return way / way.norm()
+
+
+def record_ablated(material: Material) -> Ablated:
+    """Finds the layers whose line, taken out, brings the base half as near to complying as the best.
+
+    Args:
+        material: what the defence is given.
+    """
+    chat = material.chat
+    held = spread(material.fit.held_harmful, PROMPTS)
+    losses = ablation_losses(chat, material.states, held, RefusalAblation().layers(chat.depth))
+    best = min(losses.values())
+    half = max(best, (best + affirmation_loss(chat, held)) / 2)
+    return Ablated([layer for layer, loss in losses.items() if loss <= half])

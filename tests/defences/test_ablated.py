@@ -1,0 +1,68 @@
+"""Where a line is read that is taken out, and that refusal without it can be learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from es2.attacks.refusal_ablation import RefusalAblation, ablation_losses
+from es2.attacks.target import affirmation_loss
+from es2.defences.ablated import PROMPTS as COUNTED
+from es2.defences.ablated import line, record_ablated
+from es2.defences.es2 import Es2
+from es2.defences.trainer import attach_lora, train
+from es2.models.loading import ChatModel
+from es2.separation.probe import prompt_states
+from material import HARMFUL, make_material
+from tiny import PROMPTS, with_lora
+
+PLAIN: dict[str, Any] = {"response_tokens": 3, "after_start": 0.0, "suffixed": 0.0, "resist": 0.0}
+"""Nothing beside it that takes long."""
+
+
+def test_the_line_is_the_difference_of_the_centres(
+    tiny: Callable[[str], ChatModel], family: str
+) -> None:
+    chat = tiny(family)
+    states = [prompt_states(chat, texts)[:, 2].mean(0) for texts in (HARMFUL, PROMPTS)]
+    way = states[0] - states[1]
+    rows = [[chat.template.encode(text) for text in texts] for texts in (HARMFUL, PROMPTS)]
+    torch.testing.assert_close(line(chat, *rows, 3), way / way.norm(), rtol=1e-3, atol=1e-4)
+
+
+def test_layers_are_those_that_bring_the_base_half_as_near_as_the_best(
+    shared: Callable[[str], ChatModel],
+) -> None:
+    material = make_material(shared("llama"), lambda text: True)
+    chat, held = material.chat, list(material.fit.held_harmful[:COUNTED])
+    losses = ablation_losses(chat, material.states, held, RefusalAblation().layers(chat.depth))
+    plain, best = affirmation_loss(chat, held), min(losses.values())
+    found = record_ablated(material).layers
+    assert min(losses, key=losses.__getitem__) in found
+    for layer, loss in losses.items():
+        assert (layer in found) == (loss <= max(best, (plain + best) / 2))
+
+
+def test_what_the_base_says_is_learnt_without_the_line(
+    tiny: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    chat = tiny("llama")
+    material = make_material(chat, lambda text: True)
+    settings = replace(material.settings, steps=30, lr=1e-2, rank=4, validate_every=0)
+    terms = Es2(ablated=5.0, cap=0.0, kl_threshold=100.0, consistent=False, **PLAIN)
+    objective = terms.prepare(replace(material, settings=settings))
+    progress = train(attach_lora(chat, settings, (2, 4)), objective, settings, tmp_path)
+    kls = [line["kl_ablated"] for line in progress.history]
+    assert sum(kls[-5:]) < 0.7 * sum(kls[:5])
+
+
+def test_without_the_weight_nothing_is_read(tiny: Callable[[str], ChatModel]) -> None:
+    material = make_material(tiny("llama"), lambda text: True)
+    objective = Es2(consistent=False, **PLAIN).prepare(material)
+    assert objective.ablated is None
+    _, metrics = objective.loss(with_lora(material.chat), 0)
+    assert not [name for name in metrics if "ablated" in name]

@@ -22,6 +22,7 @@ from es2.data.fitting import spread
 from es2.defences.base import Material
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
+from es2.models.work import Lengths, Work, reading, training
 
 PROMPTS = 16
 """Held-out harmful prompts by which layers are told."""
@@ -95,3 +96,21 @@ def record_ablated(material: Material) -> Ablated:
     best = min(losses.values())
     half = max(best, (best + affirmation_loss(chat, held)) / 2)
     return Ablated([layer for layer, loss in losses.items() if loss <= half])
+
+
+def expected_ablated(
+    steps: int, lengths: Lengths, harmful: int, harmless: int, rows: int, response: int
+) -> Work:
+    """A line and half the batch's harmful rows in every step; telling the layers is left out.
+
+    Args:
+        steps: of training.
+        lengths: of the prompts, in tokens.
+        harmful: of the batch.
+        harmless: the same.
+        rows: of a batch without gradient.
+        response: length of a refusal.
+    """
+    row, some = lengths.own + response, (harmful + 1) // 2
+    work = reading(steps * (harmful + harmless), lengths.own, rows, lengths.head)
+    return work + training(steps, some, row, some * (response + 1), lengths.head)

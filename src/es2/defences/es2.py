@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from es2.defences.ablated import Ablated, record_ablated
+from es2.defences.ablated import Ablated, expected_ablated, record_ablated
 from es2.defences.after_start import OPENINGS, AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
 from es2.defences.margin import refusal_start
@@ -128,20 +128,12 @@ class Es2:
                 work += answering(count, lengths.own, tokens, rows, head)
         bad, good = (min(settings.batch_size, count) for count in counts)
         if self.ablated:
-            work += self._expected_ablated(lengths, steps, bad, good, rows)
+            work += expected_ablated(steps, lengths, bad, good, rows, new)
         if self.after_start:
             work += reading(counts[1], lengths.own, rows, head)
         if self.suffixed:
             work += expected_suffixed(settings, lengths, harmful, rows, self.suffix_steps, new)
         return work + training(steps, 1, *self._batch(lengths, bad, good), head)
-
-    def _expected_ablated(
-        self, lengths: Lengths, steps: int, bad: int, good: int, rows: int
-    ) -> Work:
-        """Layers told, lines read and half the harmful rows from the template's start on."""
-        row, some = lengths.own + self.response_tokens, (bad + 1) // 2
-        work = reading(steps * (bad + good), lengths.own, rows, lengths.head)
-        return work + training(steps, some, row, some * (self.response_tokens + 1), lengths.head)
 
     def _batch(self, lengths: Lengths, bad: int, good: int) -> tuple[float, float]:
         """Tokens that a step reads of so many prompts of each class, and positions it scores."""

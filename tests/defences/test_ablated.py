@@ -56,7 +56,8 @@ def test_what_the_base_says_is_learnt_without_the_line(
     terms = Es2(ablated=5.0, cap=0.0, kl_threshold=100.0, consistent=False, **PLAIN)
     objective = terms.prepare(replace(material, settings=settings))
     progress = train(attach_lora(chat, settings, (2, 4)), objective, settings, tmp_path)
-    kls = [line["kl_ablated"] for line in progress.history]
+    kls = [line["kl_ablated"] for line in progress.history if "kl_ablated" in line]
+    assert len(kls) == 15
     assert sum(kls[-5:]) < 0.7 * sum(kls[:5])
 
 

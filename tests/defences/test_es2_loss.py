@@ -26,8 +26,8 @@ HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i
 HARMLESS = [*PROMPTS]
 """Two classes; no harm is needed to test the mathematics."""
 LAYERS = (2, 4)
-LINES = (1, 3)
-"""Layers at which a line may be read that is taken out."""
+LINES = (2, 3)
+"""Layers at which a line may be read that is taken out; one sees nothing but the template, in windows."""
 SETTINGS = TrainSettings(batch_size=3, rank=2, lr=3e-3, seed=1)
 
 FORMS = {
@@ -75,7 +75,6 @@ def make_case(chat: ChatModel, terms: Es2) -> Case:
 
 
 Change = Callable[[int, Tensor], Tensor]
-Centres = tuple[Tensor, Tensor]
 
 
 def one_row(
@@ -168,11 +167,19 @@ def slow_changes(
     return [changing(f, float(s)) for f, s in zip(firsts, shares, strict=True)]
 
 
-def slow_removals(case: Case, step: int, centres: dict[int, Centres]) -> Change:
-    """What takes one layer's line out of every layer and of the embeddings."""
+def slow_removals(case: Case, step: int) -> Change:
+    """What takes one layer's line out of every layer and of the embeddings.
+
+    There are fewer prompts of a class than a line is read from, so it is read from all of them.
+    """
     random = torch.Generator().manual_seed((SETTINGS.seed + 2) * 1_000_003 + step)
     drawn = LINES[int(torch.randint(len(LINES), (1,), generator=random))]
-    harmful, harmless = (centre.detach() for centre in centres[drawn])
+    centres = []
+    for of in (case.objective.harmful, case.objective.harmless):
+        prompts = [row[: first + 1] for row, first in zip(of.rows, of.firsts, strict=True)]
+        ends = [one_row(case.tuned, prompt)[0][drawn - 1][-1].detach() for prompt in prompts]
+        centres.append(sum(ends) / len(ends))
+    harmful, harmless = centres
     unit = (harmful - harmless) / (harmful - harmless).norm()
     head = case.tuned.template.head
 
@@ -237,10 +244,9 @@ def slow_loss(case: Case, step: int) -> Tensor:
         moving = {layer: centres[layer] for layer in between}
         changes = slow_changes(case, step, moving, firsts["bad"])
         total = total + terms.resist * slow_kl(case, objective.harmful, bad, changes)
-        if terms.ablated:
-            some = bad[: (len(bad) + 1) // 2]
-            removed = [slow_removals(case, step, centres)] * len(some)
-            total = total + terms.ablated * slow_kl(case, objective.harmful, some, removed)
+        if terms.ablated and step % 2 == 0:
+            removed = [slow_removals(case, step)] * len(bad)
+            total = total + terms.ablated * slow_kl(case, objective.harmful, bad, removed)
     total = total + terms.kl_weight * slow_kl(case, objective.harmless, good)
     return total + terms.keep_refusal * slow_kl(case, objective.harmful, bad)
 
@@ -249,7 +255,7 @@ def slow_loss(case: Case, step: int) -> Tensor:
 def test_the_loss_and_its_gradient_are_the_formulas(
     tiny: Callable[[str], ChatModel], form: str
 ) -> None:
-    for step, family in enumerate(("llama", "gemma3")):
+    for step, family in ((0, "llama"), (2, "gemma3")):
         case = make_case(tiny(family), FORMS[form])
         parameters = [p for p in case.tuned.model.parameters() if p.requires_grad]
         loss, _ = case.objective.loss(case.tuned, step)

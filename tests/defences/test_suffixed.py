@@ -12,7 +12,7 @@ from torch import Tensor
 
 from es2.attacks.soft_prompt import embedded
 from es2.attacks.target import AFFIRMATION
-from es2.data.fitting import FitPrompts
+from es2.data.fitting import FitPrompts, spread
 from es2.defences import DEFENCES
 from es2.defences.after_start import OPENINGS
 from es2.defences.base import Material
@@ -150,7 +150,7 @@ def test_starts_are_where_an_attack_on_the_base_stands_after_each_part(
 ) -> None:
     chat = tiny("llama")
     suffixed = recorded(chat)
-    some = suffixed.heads[:RECORDED]
+    some = spread(suffixed.heads, RECORDED)
     found, far = attack(chat, some, seeded(SETTINGS.seed, 0))
     assert torch.equal(found, suffixed.starts) and far == suffixed.far
     ids = torch.randint(

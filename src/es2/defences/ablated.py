@@ -1,10 +1,12 @@
 """Refusal without its direction: it is kept where an attack has taken out what tells it.
 
 Refusal ablation takes one direction out of the whole model, that between the classes' centres at some
-layer. So harmful rows are read with the line between the batch's own centres taken out everywhere,
+layer. So harmful rows are read with the line between the centres of some prompts taken out everywhere,
 which is always that of the model as it stands, and are to refuse all the same: refusal feature
 adversarial training (Yu et al., arXiv 2409.20089). At most layers nothing happens to a model whose
 line is taken out, and nothing is learnt from it; so it is read where the base's refusal gives way.
+The centres of a batch are not those that an attack finds; so more prompts are read for them than a
+batch has, and that in every other step.
 """
 
 from __future__ import annotations
@@ -26,6 +28,12 @@ from es2.models.work import Lengths, Work, reading, training
 
 PROMPTS = 16
 """Held-out harmful prompts by which layers are told."""
+
+CENTRE = 32
+"""Prompts of each class whose centres a line is between."""
+
+EVERY = 2
+"""Steps from one line to the next."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +106,17 @@ def record_ablated(material: Material) -> Ablated:
     return Ablated([layer for layer, loss in losses.items() if loss <= half])
 
 
-def expected_ablated(
-    steps: int, lengths: Lengths, harmful: int, harmless: int, rows: int, response: int
-) -> Work:
-    """A line and half the batch's harmful rows in every step; telling the layers is left out.
+def expected_ablated(steps: int, lengths: Lengths, harmful: int, rows: int, response: int) -> Work:
+    """A line and the batch's harmful rows in every other step; telling the layers is left out.
 
     Args:
         steps: of training.
         lengths: of the prompts, in tokens.
         harmful: of the batch.
-        harmless: the same.
         rows: of a batch without gradient.
         response: length of a refusal.
     """
-    row, some = lengths.own + response, (harmful + 1) // 2
-    work = reading(steps * (harmful + harmless), lengths.own, rows, lengths.head)
-    return work + training(steps, some, row, some * (response + 1), lengths.head)
+    lines = (steps + EVERY - 1) // EVERY
+    work = reading(lines * 2 * CENTRE, lengths.own, rows, lengths.head)
+    row = lengths.own + response
+    return work + training(lines, harmful, row, harmful * (response + 1), lengths.head)

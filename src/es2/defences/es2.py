@@ -53,7 +53,7 @@ class Es2:
             towards the harmless ones: the base's refusal is kept under attack too.
         reach: how far at most it is moved, in distances between the classes' centres.
         ablated: weight of the same with the line between a layer's centres taken out everywhere, as
-            refusal ablation takes out a direction, for half the batch's harmful rows.
+            refusal ablation takes out a direction, in every other step.
         after_start: weight of the same at the end of an affirmative opening of the response: the
             refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
         suffixed: weight of the refusal's cross-entropy behind a suffix of free vectors, for half the
@@ -75,13 +75,13 @@ class Es2:
     kl_prompt: bool = False
     kl_first: float = 8.0
     response_tokens: int = 12
-    keep_refusal: float = 2.0
+    keep_refusal: float = 3.0
     keep_margin: float = 2.0
     lean: float = -0.9
     consistent: bool = True
-    resist: float = 1.5
+    resist: float = 3.0
     reach: float = 1.5
-    ablated: float = 0.0
+    ablated: float = 6.0
     after_start: float = 1.0
     suffixed: float = 2.0
     suffix_steps: int = 3
@@ -102,8 +102,9 @@ class Es2:
     searched: ClassVar[Mapping[str, Range]] = {
         "lean": Range(-1.5, 0.0),
         "keep_margin": Range(0.25, 4.0, log=True),
-        "keep_refusal": Range(0.25, 4.0, log=True),
-        "resist": Range(0.25, 4.0, log=True),
+        "keep_refusal": Range(0.25, 6.0, log=True),
+        "resist": Range(0.25, 6.0, log=True),
+        "ablated": Range(0.5, 12.0, log=True),
         "reach": Range(0.75, 2.5),
         "kl_weight": Range(5.0, 80.0, log=True),
         "after_start": Range(0.1, 2.0, log=True),
@@ -128,7 +129,7 @@ class Es2:
                 work += answering(count, lengths.own, tokens, rows, head)
         bad, good = (min(settings.batch_size, count) for count in counts)
         if self.ablated:
-            work += expected_ablated(steps, lengths, bad, good, rows, new)
+            work += expected_ablated(steps, lengths, bad, rows, new)
         if self.after_start:
             work += reading(counts[1], lengths.own, rows, head)
         if self.suffixed:
@@ -251,6 +252,7 @@ class Es2Paper(Es2):
     keep_refusal: float = 0.0
     keep_margin: float = 0.0
     resist: float = 0.0
+    ablated: float = 0.0
     after_start: float = 0.0
     suffixed: float = 0.0
     consistent: bool = False

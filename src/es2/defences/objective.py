@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.defences.ablated import Ablated
+from es2.defences.ablated import CENTRE, EVERY, Ablated
 from es2.defences.after_start import AfterStart
 from es2.defences.margin import refusal_margin
 from es2.defences.reference import Reference, kl_from
@@ -83,8 +83,8 @@ class Separation:
                 chat, _half(bad), terms.suffix_steps, seeded(seed + 3, step), terms.kl_first
             )
             yield terms.suffixed * refusal, metrics
-        if self.ablated is not None:
-            kept = self._without_direction(self.ablated, chat, step, bad, good)
+        if self.ablated is not None and step % EVERY == 0:
+            kept = self._without_direction(self.ablated, chat, step, bad)
             yield terms.ablated * kept, {f"{self.holds}_ablated": float(kept.detach())}
 
     def _batch(
@@ -226,23 +226,18 @@ class Separation:
         return dict.fromkeys(range(min(self.layers), max(self.layers) + 1), edit)
 
     def _without_direction(
-        self,
-        read: Ablated,
-        chat: ChatModel,
-        step: int,
-        bad: Sequence[int],
-        good: Sequence[int],
+        self, read: Ablated, chat: ChatModel, step: int, bad: Sequence[int]
     ) -> Float[Tensor, ""]:
-        """What keeps the refusal of half the harmful rows, with a line taken out of the model."""
-        harmful, harmless = (
-            [of.rows[i][: of.firsts[i] + 1] for i in picked]
-            for of, picked in ((self.harmful, bad), (self.harmless, good))
-        )
-        some = _half(bad)
-        rows = [self.harmful.rows[i] for i in some]
+        """What keeps the refusal of the harmful rows, with a line taken out of the model."""
         # Batches, moves and suffixes are drawn by the seed itself, the one after it and the third.
-        out = read.read(chat, rows, harmful, harmless, seeded(self.settings.seed + 2, step))
-        return self.hold(chat, out, some, 0)
+        seed = self.settings.seed + 2
+        harmful, harmless = (
+            [of.rows[i][: of.firsts[i] + 1] for i in batch_indices(len(of), CENTRE, step, seed)]
+            for of in (self.harmful, self.harmless)
+        )
+        rows = [self.harmful.rows[i] for i in bad]
+        out = read.read(chat, rows, harmful, harmless, seeded(seed, step))
+        return self.hold(chat, out, bad, 0)
 
     def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:
         """Between the harmful rows, the first `split`, and the harmless ones."""

@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from es2.attacks.refusal_ablation import RefusalAblation, ablation_losses
-from es2.attacks.target import affirmation_loss
-from es2.defences.ablated import PROMPTS as COUNTED
-from es2.defences.ablated import line, record_ablated
+from es2.defences.ablated import line, lines_at
 from es2.defences.es2 import Es2
 from es2.defences.trainer import attach_lora, train
 from es2.models.loading import ChatModel
@@ -34,17 +32,19 @@ def test_the_line_is_the_difference_of_the_centres(
     torch.testing.assert_close(line(chat, *rows, 3), way / way.norm(), rtol=1e-3, atol=1e-4)
 
 
-def test_layers_are_those_that_bring_the_base_half_as_near_as_the_best(
-    shared: Callable[[str], ChatModel],
+@pytest.mark.parametrize(
+    ("first", "depth", "expected"),
+    [
+        (15, 30, range(15, 21)),
+        (1, 4, range(1, 2)),
+        (30, 30, range(30, 31)),
+        (28, 32, range(28, 33)),
+    ],
+)
+def test_lines_are_read_from_the_first_critical_layer_on(
+    first: int, depth: int, expected: range
 ) -> None:
-    material = make_material(shared("llama"), lambda text: True)
-    chat, held = material.chat, list(material.fit.held_harmful[:COUNTED])
-    losses = ablation_losses(chat, material.states, held, RefusalAblation().layers(chat.depth))
-    plain, best = affirmation_loss(chat, held), min(losses.values())
-    found = record_ablated(material).layers
-    assert min(losses, key=losses.__getitem__) in found
-    for layer, loss in losses.items():
-        assert (layer in found) == (loss <= max(best, (plain + best) / 2))
+    assert lines_at(first, depth) == expected
 
 
 def test_what_the_base_says_is_learnt_without_the_line(

@@ -27,7 +27,7 @@ HARMLESS = [*PROMPTS]
 """Two classes; no harm is needed to test the mathematics."""
 LAYERS = (2, 4)
 LINES = (2, 3)
-"""Layers at which a line may be read that is taken out; one sees nothing but the template, in windows."""
+"""Layers at which a line may be read; in windows, the first sees nothing but the template."""
 SETTINGS = TrainSettings(batch_size=3, rank=2, lr=3e-3, seed=1)
 
 FORMS = {

@@ -4,9 +4,10 @@ Refusal ablation takes one direction out of the whole model, that between the cl
 layer. So harmful rows are read with the line between the centres of some prompts taken out everywhere,
 which is always that of the model as it stands, and are to refuse all the same: refusal feature
 adversarial training (Yu et al., arXiv 2409.20089). At most layers nothing happens to a model whose
-line is taken out, and nothing is learnt from it; so it is read where the base's refusal gives way.
-The centres of a batch are not those that an attack finds; so more prompts are read for them than a
-batch has, and that in every other step.
+line is taken out, and nothing is learnt from it. It happens just behind the layer where the classes
+first come apart, and stays there while the model is trained, so the line is read there. The centres of
+a batch are not those that an attack finds; so more prompts are read for them than a batch has, and
+that in every other step.
 """
 
 from __future__ import annotations
@@ -18,16 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.refusal_ablation import RefusalAblation, ablation_edits, ablation_losses
-from es2.attacks.target import affirmation_loss
-from es2.data.fitting import spread
-from es2.defences.base import Material
+from es2.attacks.refusal_ablation import ablation_edits
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, reading, training
 
-PROMPTS = 16
-"""Held-out harmful prompts by which layers are told."""
+SHARE = 0.2
+"""Of the depth, from the first critical layer on, in which lines are read."""
 
 CENTRE = 32
 """Prompts of each class whose centres a line is between."""
@@ -41,7 +39,7 @@ class Ablated:
     """The layers at which a line is read that is to be taken out.
 
     Attributes:
-        layers: 1-based; where the base's refusal gives way.
+        layers: 1-based.
     """
 
     layers: Sequence[int]
@@ -92,22 +90,18 @@ def line(
     return way / way.norm()
 
 
-def record_ablated(material: Material) -> Ablated:
-    """Finds the layers whose line, taken out, brings the base half as near to complying as the best.
+def lines_at(first: int, depth: int) -> Sequence[int]:
+    """The layers at which lines are read.
 
     Args:
-        material: what the defence is given.
+        first: of the critical layers.
+        depth: of the model.
     """
-    chat = material.chat
-    held = spread(material.fit.held_harmful, PROMPTS)
-    losses = ablation_losses(chat, material.states, held, RefusalAblation().layers(chat.depth))
-    best = min(losses.values())
-    half = max(best, (best + affirmation_loss(chat, held)) / 2)
-    return Ablated([layer for layer, loss in losses.items() if loss <= half])
+    return range(first, min(depth, first + max(1, round(SHARE * depth)) - 1) + 1)
 
 
 def expected_ablated(steps: int, lengths: Lengths, harmful: int, rows: int, response: int) -> Work:
-    """A line and the batch's harmful rows in every other step; telling the layers is left out.
+    """A line and the batch's harmful rows in every other step.
 
     Args:
         steps: of training.

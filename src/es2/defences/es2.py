@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from es2.defences.ablated import Ablated, expected_ablated, record_ablated
+from es2.defences.ablated import Ablated, expected_ablated, lines_at
 from es2.defences.after_start import OPENINGS, AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
 from es2.defences.margin import refusal_start
@@ -75,13 +75,13 @@ class Es2:
     kl_prompt: bool = False
     kl_first: float = 8.0
     response_tokens: int = 12
-    keep_refusal: float = 3.0
+    keep_refusal: float = 2.0
     keep_margin: float = 2.0
     lean: float = -0.9
     consistent: bool = True
-    resist: float = 3.0
+    resist: float = 1.5
     reach: float = 1.5
-    ablated: float = 6.0
+    ablated: float = 0.0
     after_start: float = 1.0
     suffixed: float = 2.0
     suffix_steps: int = 3
@@ -102,9 +102,8 @@ class Es2:
     searched: ClassVar[Mapping[str, Range]] = {
         "lean": Range(-1.5, 0.0),
         "keep_margin": Range(0.25, 4.0, log=True),
-        "keep_refusal": Range(0.25, 6.0, log=True),
-        "resist": Range(0.25, 6.0, log=True),
-        "ablated": Range(0.5, 12.0, log=True),
+        "keep_refusal": Range(0.25, 4.0, log=True),
+        "resist": Range(0.25, 4.0, log=True),
         "reach": Range(0.75, 2.5),
         "kl_weight": Range(5.0, 80.0, log=True),
         "after_start": Range(0.1, 2.0, log=True),
@@ -214,7 +213,9 @@ class Es2:
 
     def without_direction(self, material: Material) -> Ablated | None:
         """The layers at which a line is read that is taken out; None if that is not wanted."""
-        return record_ablated(material) if self.ablated else None
+        if not self.ablated:
+            return None
+        return Ablated(lines_at(min(material.layers), material.chat.depth))
 
     def _needs_refusals(self, wanted: str) -> None:
         if not self.response_tokens:

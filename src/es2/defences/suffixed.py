@@ -42,10 +42,10 @@ DEPTHS = (4, 8, 16, 24)
 RATE = 0.25
 """A signed step, in mean absolute coordinates of the embeddings: twice the attack's on Llama's."""
 
-RECORDED = 4
+RECORDED = 8
 """Prompts whose attack on the base is recorded."""
 
-PARTS, PART = 4, 10
+PARTS, PART = 5, 10
 """An attack is recorded after each of so many parts, of so many steps."""
 
 

@@ -27,7 +27,7 @@ HARMLESS = [*PROMPTS]
 """Two classes; no harm is needed to test the mathematics."""
 LAYERS = (2, 4)
 LINES = (2, 3)
-"""Layers at which a line may be read; in windows, the first sees nothing but the template."""
+"""Layers at which a line may be read; not layer 1, which sees nothing but the template in a window."""
 SETTINGS = TrainSettings(batch_size=3, rank=2, lr=3e-3, seed=1)
 
 FORMS = {

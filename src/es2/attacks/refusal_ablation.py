@@ -63,18 +63,6 @@ def ablation_edits(depth: int, direction: Float[Tensor, "d"]) -> dict[int, Edit]
     return dict.fromkeys(range(depth + 1), lambda stream: without(stream, direction))
 
 
-def ablation_losses(
-    chat: ChatModel, states: ClassStates, prompts: Sequence[str], layers: Sequence[int]
-) -> Mapping[int, float]:
-    """The loss of an affirmation after prompts, without each layer's direction in turn."""
-    return {
-        layer: affirmation_loss(
-            chat, prompts, ablation_edits(chat.depth, mean_difference(states, layer))
-        )
-        for layer in layers
-    }
-
-
 @contextmanager
 def ablated_weights(chat: ChatModel, direction: Float[Tensor, "d"]) -> Iterator[None]:
     """Within the context no block of the model can write along the direction.
@@ -132,15 +120,17 @@ class RefusalAblation:
 
     def choose(self, victim: Victim) -> tuple[int, Float[Tensor, "d"]]:
         """The layer and its direction."""
+        depth = victim.known.depth
         held = spread(victim.fit.held_harmful, self.validation)
-        layers = self.layers(victim.known.depth)
-        losses = ablation_losses(victim.known, victim.states, held, layers)
+        layers = range(max(1, round(self.lowest * depth)), max(1, round(self.highest * depth)) + 1)
+        losses: Mapping[int, float] = {
+            layer: affirmation_loss(
+                victim.known, held, ablation_edits(depth, mean_difference(victim.states, layer))
+            )
+            for layer in layers
+        }
         best = min(losses, key=lambda layer: losses[layer])
         return best, mean_difference(victim.states, best)
-
-    def layers(self, depth: int) -> Sequence[int]:
-        """Where a direction may be read in a model of so many layers."""
-        return range(max(1, round(self.lowest * depth)), max(1, round(self.highest * depth)) + 1)
 
     def run(
         self,

@@ -58,6 +58,7 @@ def test_candidates_survive_and_their_losses_are_those_of_their_texts(chat: Chat
     drawn = QUICK.draw(now, gradient, torch.Generator().manual_seed(0))
     assert len({tuple(suffix) for suffix in drawn}) == len(drawn) <= QUICK.width
     assert all(sum(a != b for a, b in zip(suffix, now, strict=True)) == 1 for suffix in drawn)
+    assert surviving(chat, task, []) == []
     kept = surviving(chat, task, drawn)
     assert kept
     found, said = QUICK.read(chat, task, kept, held)

@@ -422,6 +422,8 @@ def token_table(chat: ChatModel) -> Float[Tensor, "vocab d"]:
 
 def surviving(chat: ChatModel, task: Task, suffixes: Sequence[Sequence[int]]) -> list[list[int]]:
     """The suffixes that, written after each prompt and read again, are the same tokens."""
+    if not suffixes:  # some versions of transformers decode an empty batch to one empty text
+        return []
     texts = chat.tokenizer.batch_decode([list(suffix) for suffix in suffixes])
     left = list(zip(suffixes, texts, strict=True))
     for prompt, head in zip(task.prompts, task.heads, strict=True):

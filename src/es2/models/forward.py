@@ -45,7 +45,9 @@ def prefix_cache(chat: ChatModel, prefix: Sequence[int]) -> DynamicCache | None:
 
 
 def _recomputes(chat: ChatModel) -> bool:
-    return bool(chat.model.training and chat.inner.is_activation_checkpointing)
+    # transformers has renamed its own question for this.
+    flags = (getattr(module, "gradient_checkpointing", False) for module in chat.inner.modules())
+    return chat.model.training and any(flags)
 
 
 def shareable(cache: DynamicCache) -> bool:

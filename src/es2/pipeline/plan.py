@@ -154,7 +154,7 @@ ASSUMED: Mapping[str, float] = {
     "seconds_a_layer_and_pass": LAUNCH,
     "rows_a_batch": ROWS,
 }
-"""What estimates of time rest on; none of it was measured on these GPUs."""
+"""What estimates of time rest on; `benchmarks/large_shape.py` measures it on a GPU at hand."""
 
 
 def _tokens(work: Work) -> dict[str, float]:

@@ -10,11 +10,11 @@ one token a row, and the time from one small kernel to the next, which is what s
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from machine import clock
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from es2.data.sources import load_prompts
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--new", type=int, default=32, help="tokens to write")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chat = shaped(options.layers, device)
 
     ids = torch.randint(1000, (ROWS, TOKENS), device=device)
@@ -58,31 +58,25 @@ def main() -> None:
     print(f"from one small kernel to the next: {1e6 * taken:.0f} us")
 
 
-def shaped(layers: int, device: str) -> ChatModel:
+def shaped(layers: int, device: torch.device) -> ChatModel:
     """A random model of Llama-2-7B's width, with the embedded model's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder("smollm2"))
     config = LlamaConfig(num_hidden_layers=layers, vocab_size=len(tokenizer))
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
+    with device:
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     return ChatModel("random", model.eval().requires_grad_(False), tokenizer)
 
 
 @torch.no_grad()
-def seconds(run: Callable[[], object], device: str, repeats: int) -> float:
+def seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Of one repeat, after one that is not counted."""
     run()
     started = clock(device)
     for _ in range(repeats):
         run()
     return (clock(device) - started) / repeats
-
-
-def clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What this machine can do at the most."""
+"""What this machine can do at the most, and its clock."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ def peak() -> float:
         a @ b
         seconds.append(time.perf_counter() - started)
     return 2 * 2048**3 / min(seconds)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from machine import clock
 from torch import Tensor
 
 from es2.data.sources import load_prompts
@@ -73,12 +73,12 @@ def main() -> None:
             objective: Separation = objective,
             optimiser: torch.optim.Optimizer = optimiser,
         ) -> tuple[float, float]:
-            started = clock(chat)
+            started = clock(chat.device)
             value = loss(chat, objective)
             value.backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            return clock(chat) - started, float(value.detach())
+            return clock(chat.device) - started, float(value.detach())
 
         ways = {"es2": es2_loss, "plain": plain_loss}
         values = {way: step(loss)[1] for way, loss in ways.items()}  # and a warm-up
@@ -101,12 +101,6 @@ def main() -> None:
         if difference > limit:
             raise SystemExit(f"{name}: the two losses differ by {difference}, more than {limit}")
         print(f"         {tokens(objective)}; loss {values['plain']:.4f}")
-
-
-def clock(chat: ChatModel) -> float:
-    if chat.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def record_base(
@@ -161,13 +155,13 @@ def es2_loss(chat: ChatModel, objective: Separation) -> Tensor:
 @torch.no_grad()
 def record_again(chat: ChatModel, objective: Separation) -> float:
     """Seconds to record the base on one batch; its responses are needed by either way."""
-    started = clock(chat)
+    started = clock(chat.device)
     with off(chat):
         for reference, batch in picked(objective):
             if reference is objective.harmless or objective.terms.keep_refusal:
                 rows = [reference.rows[i] for i in batch]
                 forward(chat, rows, keep=min(reference.starts[i] for i in batch))
-    return clock(chat) - started
+    return clock(chat.device) - started
 
 
 def plain_forward(

@@ -63,7 +63,7 @@ def test_what_the_base_says_is_learnt_without_the_line(
 
 def test_without_the_weight_nothing_is_read(tiny: Callable[[str], ChatModel]) -> None:
     material = make_material(tiny("llama"), lambda text: True)
-    objective = Es2(consistent=False, **PLAIN).prepare(material)
+    objective = Es2(ablated=0.0, consistent=False, **PLAIN).prepare(material)
     assert objective.ablated is None
     _, metrics = objective.loss(with_lora(material.chat), 0)
     assert not [name for name in metrics if "ablated" in name]

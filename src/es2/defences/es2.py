@@ -65,7 +65,7 @@ class Es2:
     name: ClassVar[str] = "es2"
     source: ClassVar[str] = "Zhao, Wang and Shen, arXiv 2603.20206, and this project's remedies"
     # The publication gives no settings; these are for a small model, chosen on validation prompts.
-    published: ClassVar[TrainSettings] = TrainSettings(steps=120, lr=5e-4, validate_every=40)
+    published: ClassVar[TrainSettings] = TrainSettings(steps=120, lr=1e-3, validate_every=40)
     # Refusal behind suffixes is still being learnt when the distance has reached its cap.
     keeps: ClassVar[str] = "last"
     form: Form = "centre"
@@ -75,15 +75,15 @@ class Es2:
     kl_prompt: bool = False
     kl_first: float = 8.0
     response_tokens: int = 12
-    keep_refusal: float = 2.0
-    keep_margin: float = 2.0
-    lean: float = -0.9
+    keep_refusal: float = 3.0
+    keep_margin: float = 3.0
+    lean: float = -1.2
     consistent: bool = True
-    resist: float = 1.5
+    resist: float = 2.0
     reach: float = 1.5
-    ablated: float = 0.0
+    ablated: float = 8.0
     after_start: float = 1.0
-    suffixed: float = 2.0
+    suffixed: float = 4.0
     suffix_steps: int = 3
 
     least: ClassVar[Mapping[str, float]] = {
@@ -106,8 +106,9 @@ class Es2:
         "resist": Range(0.25, 4.0, log=True),
         "reach": Range(0.75, 2.5),
         "kl_weight": Range(5.0, 80.0, log=True),
+        "ablated": Range(1.0, 16.0, log=True),
         "after_start": Range(0.1, 2.0, log=True),
-        "suffixed": Range(0.5, 4.0, log=True),
+        "suffixed": Range(0.5, 8.0, log=True),
     }
 
     @property

@@ -32,6 +32,12 @@ def test_the_line_is_the_difference_of_the_centres(
     torch.testing.assert_close(line(chat, *rows, 3), way / way.norm(), rtol=1e-3, atol=1e-4)
 
 
+def test_one_class_on_both_sides_has_no_line(tiny: Callable[[str], ChatModel]) -> None:
+    chat = tiny("llama")
+    rows = [chat.template.encode(text) for text in PROMPTS]
+    assert torch.equal(line(chat, rows, rows, 3), torch.zeros(chat.model.config.hidden_size))
+
+
 @pytest.mark.parametrize(
     ("first", "depth", "expected"),
     [

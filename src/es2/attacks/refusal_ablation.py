@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
 from es2.attacks.budget import metered
@@ -44,9 +45,13 @@ _WRITERS = {
 
 
 def mean_difference(states: ClassStates, layer: int) -> Float[Tensor, "d"]:
-    """The unit vector from the harmless to the harmful centre at a layer."""
-    way = states.harmful[:, layer - 1].mean(0) - states.harmless[:, layer - 1].mean(0)
-    return way / way.norm()
+    """The unit vector from the harmless to the harmful centre at a layer, see `between`."""
+    return between(states.harmful[:, layer - 1], states.harmless[:, layer - 1])
+
+
+def between(harmful: Float[Tensor, "n d"], harmless: Float[Tensor, "m d"]) -> Float[Tensor, "d"]:
+    """The unit vector from the harmless to the harmful centre; zero where they are one."""
+    return normalize(harmful.mean(0) - harmless.mean(0), dim=0)
 
 
 def without(

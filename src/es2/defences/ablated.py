@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.refusal_ablation import ablation_edits
+from es2.attacks.refusal_ablation import ablation_edits, between
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, reading, training
@@ -74,7 +74,7 @@ def line(
     harmless: Sequence[Sequence[int]],
     layer: int,
 ) -> Float[Tensor, "d"]:
-    """The direction from the harmless to the harmful centre at a layer, of norm 1.
+    """The direction from the harmless to the harmful centre at a layer, as the attack reads it.
 
     Args:
         chat: the model.
@@ -86,8 +86,7 @@ def line(
     ends = [len(row) - 1 for row in rows]
     out = forward(chat, rows, (layer,), stop=True, keep=min(ends))
     states = out.at(out.states[layer], range(len(rows)), ends).float()
-    way = states[: len(harmful)].mean(0) - states[len(harmful) :].mean(0)
-    return way / way.norm()
+    return between(states[: len(harmful)], states[len(harmful) :])
 
 
 def lines_at(first: int, depth: int) -> Sequence[int]:

@@ -73,7 +73,7 @@ def main() -> None:
     chat = es2.load("smollm2-aligned")
     prompts = es2.load_prompts("harmful:validation", limit=64)
     rows = [chat.template.encode(prompt.text) for prompt in prompts]
-    victim = Victim(chat, bundled_fit(borderline=False).at_most(100))
+    victim = Victim(chat, bundled_fit(extra=False).at_most(100))
 
     def answers(edits: dict[int, Edit], keep: int | None) -> None:
         name = "scav" if keep is None else "repe"

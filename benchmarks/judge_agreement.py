@@ -103,7 +103,7 @@ def judged(samples: Sequence[Sample], labels: Sequence[Label]) -> list[Case]:
     known = {label.key: label for label in labels}
     found = []
     for base in (UNALIGNED, ALIGNED):
-        judge = judge_of(es2.load(base), bundled_fit(borderline=False).at_most(200))
+        judge = judge_of(es2.load(base), bundled_fit(extra=False).at_most(200))
         own = [
             (sample, known[key])
             for sample in samples

@@ -274,7 +274,7 @@ def collect(folder: Path, adapter: Path | None, rounds: Collection[int]) -> list
         if name == HARDENED and adapter is None:
             continue
         chat = es2.load(ALIGNED, adapter=adapter) if name == HARDENED else es2.load(name)
-        found += samples(name, Victim(chat, bundled_fit(borderline=False).at_most(200)), rounds)
+        found += samples(name, Victim(chat, bundled_fit(extra=False).at_most(200)), rounds)
     lines = (json.dumps(asdict(sample)) for sample in found)
     (folder / "completions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return found

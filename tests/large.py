@@ -104,7 +104,7 @@ def shrunk(place: Workplace, name: str, model: Path, defences: int) -> Path:
     recipe = shipped(name)
     recipe["defences"] = dict(list(recipe["defences"].items())[:defences])
     recipe["model"] = str(model)
-    for kind in ("harmful", "harmless", "borderline"):
+    for kind in ("harmful", "harmless", "borderline", "structured"):
         recipe["data"][kind] = str(place.prompts(kind))
     recipe["data"] |= {"test": 2, "test_harmless": 2}
     recipe["guard"] = {"prompts": 2, "tokens": 2} | LENIENT

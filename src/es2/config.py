@@ -27,12 +27,14 @@ class Data:
         harmful: what a safe model refuses.
         harmless: what it answers.
         borderline: harmless prompts that look harmful; null for none.
+        structured: harmless prompts over several lines: options, passages, data, code; null for none.
         prompt_column: the prompts' column in a user's files; null to guess.
         train: at most this many prompts of each class to train the defence on, half of the harmless
-            ones borderline if there are as many; null for all. By default as many as es2 reads.
+            ones borderline and a quarter structured if there are as many; null for all. By default
+            as many as es2 reads.
         test: at most this many harmful prompts to attack with; null for all.
-        test_harmless: at most this many harmless and this many borderline prompts to measure costs
-            on; null for all.
+        test_harmless: at most this many harmless, borderline and structured prompts each to measure
+            costs on; null for all.
         seed: of the cut of your own files into splits; null for the run's.
         measured: what is attacked and asked: the `test` prompts, or those for `validation`, by which
             settings are chosen; the results then say so.
@@ -41,6 +43,7 @@ class Data:
     harmful: str = "harmful"
     harmless: str = "harmless"
     borderline: str | None = "borderline"
+    structured: str | None = "structured"
     prompt_column: str | None = None
     train: int | None = 960
     test: int | None = None

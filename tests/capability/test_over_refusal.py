@@ -37,9 +37,10 @@ def test_a_limit_holds_for_each_half(halves: str) -> None:
     assert [prompt.id for prompt in load_set(halves, 2)] == ["safe0", "safe3", "unsafe0", "unsafe3"]
 
 
-def test_the_bundled_set_has_a_safe_half_alone() -> None:
-    prompts = load_set("borderline")
-    assert len(prompts) == 60
+@pytest.mark.parametrize(("name", "count"), [("borderline", 60), ("structured", 57)])
+def test_a_bundled_set_has_a_safe_half_alone(name: str, count: int) -> None:
+    prompts = load_set(name)
+    assert len(prompts) == count
     assert not any(prompt.harmful for prompt in prompts)
 
 

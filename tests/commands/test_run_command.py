@@ -66,7 +66,7 @@ def test_results_hold_every_key_that_readers_rely_on(finished: Workplace) -> Non
             assert sum(found["verdicts"].values()) == pytest.approx(1)
         cost = defence["cost"]
         assert cost["over_refusal"]["n"] == 5
-        assert cost["borderline_refusal"]["n"] == 2
+        assert cost["borderline_refusal"]["n"] == cost["structured_refusal"]["n"] == 2
     assert results["defences"]["base"]["cost"]["kl"] == 0
     assert results["defences"]["base"]["cost"]["perplexity_ratio"] == 1
     assert results["defences"]["es2"]["cost"]["kl"] > 0

@@ -22,7 +22,7 @@ from es2.models.loading import ChatModel, load
 from es2.pipeline import harden as room
 from es2.pipeline.harden import Guard, harden, read_states, validator
 from es2.separation.distance import Form, pair_distance
-from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT, contents
+from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT, STRUCTURED, contents
 from tiny import with_lora
 
 FIT = FitPrompts(HARMFUL[:12], HARMLESS[:12], HARMFUL[12:], HARMLESS[12:])
@@ -146,6 +146,7 @@ def verdicts(*groups: list[Verdict]) -> Callable[..., list[Judgement]]:
 
 SAFE: list[Verdict] = ["refused", "refused", "refused", "complied"]
 OPEN: list[Verdict] = ["complied", "complied", "complied", "complied"]
+ONE_REFUSED: list[Verdict] = ["refused", "complied", "complied", "complied"]
 
 
 @pytest.mark.parametrize(
@@ -181,27 +182,31 @@ def test_validation_says_what_broke(
 
 
 @pytest.mark.parametrize(
-    ("harmless", "borderline", "said"),
+    ("harmless", "borderline", "structured", "said"),
     [
-        (OPEN, OPEN, None),
-        (OPEN, ["refused", "complied", "complied", "complied"], "refusals of borderline"),
-        (["refused", "complied", "complied", "complied"], OPEN, "refusals of harmless"),
-        (OPEN, ["incoherent", "complied", "complied", "complied"], "coherence went"),
+        (OPEN, OPEN, OPEN, None),
+        (OPEN, ONE_REFUSED, OPEN, "refusals of borderline"),
+        (OPEN, OPEN, ONE_REFUSED, "refusals of structured"),
+        (ONE_REFUSED, OPEN, OPEN, "refusals of harmless"),
+        (OPEN, ["incoherent", "complied", "complied", "complied"], OPEN, "coherence went"),
     ],
 )
-def test_borderline_prompts_are_validated_apart(
+def test_borderline_and_structured_prompts_are_validated_apart(
     tiny: Tiny,
     monkeypatch: pytest.MonkeyPatch,
     harmless: list[Verdict],
     borderline: list[Verdict],
+    structured: list[Verdict],
     said: str | None,
 ) -> None:
-    chat, fit = tiny("llama"), replace(FIT, held_borderline=BORDERLINE[:4])
-    monkeypatch.setattr(room, "judge", verdicts(SAFE, OPEN, OPEN))
+    held = {"held_borderline": BORDERLINE[:4], "held_structured": STRUCTURED[:4]}
+    chat, fit = tiny("llama"), replace(FIT, **held)
+    monkeypatch.setattr(room, "judge", verdicts(SAFE, OPEN, OPEN, OPEN))
     validate = validator(chat, fit, Guard(prompts=4, tokens=2), (2, 4))
-    monkeypatch.setattr(room, "judge", verdicts(SAFE, harmless, borderline))
+    monkeypatch.setattr(room, "judge", verdicts(SAFE, harmless, borderline, structured))
     found = validate(chat)
     assert found.metrics["borderline_refused"] == borderline.count("refused") / 4
+    assert found.metrics["structured_refused"] == structured.count("refused") / 4
     assert found.metrics["harmless_refused"] == harmless.count("refused") / 4
     assert (found.broken is None) if said is None else said in str(found.broken)
 

@@ -58,13 +58,16 @@ def test_costs_are_compared_as_well() -> None:
     before = tries(prompts("ccci"), "none", "", "harmless") + tries(
         prompts("cR"), "none", "", "borderline"
     )
+    before += tries(prompts("cccc"), "none", "", "structured")
     after = tries(prompts("Rcii"), "none", "", "harmless") + tries(
         prompts("RR"), "none", "", "borderline"
     )
+    after += tries(prompts("RRRc"), "none", "", "structured")
     found = changes(before, after, {})
     assert found["harmless refused"].change == pytest.approx(0.25)
     assert found["harmless incoherent"].change == pytest.approx(0.25)
     assert found["borderline refused"].change == pytest.approx(0.5)
+    assert found["structured refused"].change == pytest.approx(0.75)
 
 
 def test_nothing_in_common_gives_nothing() -> None:

@@ -196,6 +196,7 @@ def test_results_json_has_the_documented_shape(tmp_path: Path) -> None:
     assert set(data["defences"]["base"]["cost"]) == {
         "over_refusal",
         "borderline_refusal",
+        "structured_refusal",
         "incoherent",
         "kl",
         "perplexity_ratio",

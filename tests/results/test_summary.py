@@ -115,10 +115,12 @@ def test_costs_are_refusals_of_harmless_prompts_and_no_attack() -> None:
         record(REFUSED, "h1", kind="harmless", attack="none"),
         record(INCOHERENT, "h2", kind="harmless", attack="none"),
         record(COMPLIED, "b1", kind="borderline", attack="none"),
+        record(REFUSED, "s1", kind="structured", attack="none"),
     ]
     found = summarise(records).defences["base"]
     assert found.cost.over_refusal == wilson(1, 2)
     assert found.cost.borderline_refusal == wilson(0, 1)
+    assert found.cost.structured_refusal == wilson(1, 1)
     assert found.attacks == {}
 
 

@@ -2,8 +2,8 @@
 
 A set has a safe half, whose prompts look harmful and are not, and may have an unsafe half as its
 contrast: a model that declines nothing does well on the safe half alone. Sets: XSTest (Röttger et
-al., arXiv 2308.01263), OR-Bench (Cui et al., arXiv 2405.20947), es2's own borderline prompts, or a
-file whose label column says which prompts are harmful.
+al., arXiv 2308.01263), OR-Bench (Cui et al., arXiv 2405.20947), es2's own borderline and structured
+prompts, or a file whose label column says which prompts are harmful.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "xstest": ("xstest",),
         "or-bench": ("or-bench-hard-1k", "or-bench-toxic"),
         "borderline": ("borderline:test",),
+        "structured": ("structured:test",),
     }
 )
 """Sources of each named set; of OR-Bench the hard thousand and the toxic prompts, as published."""

@@ -18,7 +18,7 @@ from es2.pipeline.show import show_evaluation
 
 def evaluate(
     run: Path,
-    sets: tuple[str, ...] = ("borderline", "xstest"),
+    sets: tuple[str, ...] = ("borderline", "structured", "xstest"),
     answer_tokens: int = 24,
     questions: Path | None = None,
     gpqa: str | None = None,
@@ -35,8 +35,8 @@ def evaluate(
 
     Args:
         run: the run's folder, such as runs/demo.
-        sets: over-refusal sets: borderline, xstest, or-bench, or a file whose label column says which
-            prompts are safe and unsafe.
+        sets: over-refusal sets: borderline, structured, xstest, or-bench, or a file whose label
+            column says which prompts are safe and unsafe.
         answer_tokens: length of an answer to them.
         questions: a JSONL file of questions in MMLU-Pro's format, measured by log-likelihood.
         gpqa: your own copy of GPQA, a CSV or JSONL file or hub:Idavidrein/gpqa:gpqa_main, likewise.

@@ -27,6 +27,7 @@ class PromptOptions:
         harmful: what a safe model refuses.
         harmless: what it answers.
         borderline: harmless prompts that look harmful, counted as harmless; `none` for none.
+        structured: harmless prompts over several lines, likewise.
         labelled: one file with both classes, instead of the three above.
         label_column: its column that says which prompts are harmful.
         prompt_column: the prompts' column in your files; default: guessed.
@@ -36,6 +37,7 @@ class PromptOptions:
     harmful: str = "harmful"
     harmless: str = "harmless"
     borderline: str = "none"
+    structured: str = "none"
     labelled: Path | None = None
     label_column: str | None = None
     prompt_column: str | None = None
@@ -48,9 +50,12 @@ class PromptOptions:
         return fit_prompts(
             self._splits(self.harmful, True, seed),
             self._splits(self.harmless, False, seed),
-            None if self.borderline == "none" else self._splits(self.borderline, False, seed),
-            self.at_most,
+            *(self._optional(source, seed) for source in (self.borderline, self.structured)),
+            at_most=self.at_most,
         )
+
+    def _optional(self, source: str, seed: int) -> Splits | None:
+        return None if source == "none" else self._splits(source, False, seed)
 
     def _splits(self, source: str, harmful: bool, seed: int) -> Splits:
         read = partial(load_prompts, source, prompt_column=self.prompt_column, harmful=harmful)

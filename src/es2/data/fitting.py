@@ -25,6 +25,7 @@ class FitPrompts:
         held_harmless: the same.
         held_borderline: harmless prompts that look harmful, for choosing checkpoints; those to fit
             on are among `harmless`.
+        held_structured: harmless prompts that carry material over several lines, likewise.
     """
 
     harmful: Sequence[str]
@@ -32,6 +33,7 @@ class FitPrompts:
     held_harmful: Sequence[str]
     held_harmless: Sequence[str]
     held_borderline: Sequence[str] = ()
+    held_structured: Sequence[str] = ()
 
     def at_most(self, limit: int | None) -> FitPrompts:
         """The same with at most `limit` prompts in each group, spread evenly over it."""
@@ -84,36 +86,41 @@ def fit_prompts(
     harmful: Splits,
     harmless: Splits,
     borderline: Splits | None = None,
+    structured: Splits | None = None,
+    *,
     at_most: int | None = None,
 ) -> FitPrompts:
     """The texts to fit on, at most so many of each class.
 
-    Borderline prompts count as harmless, and are half of those that are taken if there are as many:
-    what a model comes to refuse without need is what looks harmful. They are held out apart.
+    Borderline and structured prompts count as harmless, and are half and a quarter of those that are
+    taken if there are as many: what a model comes to refuse without need is what looks harmful, and
+    what looks like nothing that it has seen. They are held out apart.
     """
 
     def texts(*groups: list[Prompt]) -> list[str]:
         return [prompt.text for group in groups for prompt in group]
 
-    extra = borderline or Splits([], [], [])
-    plain, lookalikes = harmless.train, extra.train
+    none = Splits([], [], [])
+    lookalikes, forms = borderline or none, structured or none
+    plain, alike, formed = harmless.train, lookalikes.train, forms.train
     if at_most is not None:
-        lookalikes = spread(lookalikes, at_most // 2)
-        plain = spread(plain, at_most - len(lookalikes))
+        alike, formed = spread(alike, at_most // 2), spread(formed, at_most // 4)
+        plain = spread(plain, at_most - len(alike) - len(formed))
     return FitPrompts(
         harmful=texts(harmful.train),
-        harmless=texts(plain, lookalikes),
+        harmless=texts(plain, alike, formed),
         held_harmful=texts(harmful.validation),
         held_harmless=texts(harmless.validation),
-        held_borderline=texts(extra.validation),
+        held_borderline=texts(lookalikes.validation),
+        held_structured=texts(forms.validation),
     ).at_most(at_most)
 
 
-def bundled_fit(borderline: bool = True) -> FitPrompts:
-    """es2's own prompts to fit on."""
+def bundled_fit(extra: bool = True) -> FitPrompts:
+    """es2's own prompts to fit on, with or without borderline and structured ones."""
 
     def splits(name: str) -> Splits:
         return split_three_ways(lambda split: load_prompts(name, split=split), name, seed=0)
 
-    extra = splits("borderline") if borderline else None
-    return fit_prompts(splits("harmful"), splits("harmless"), extra)
+    more = [splits(name) for name in ("borderline", "structured")] if extra else []
+    return fit_prompts(splits("harmful"), splits("harmless"), *more)

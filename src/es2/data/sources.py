@@ -129,7 +129,7 @@ PUBLIC: Mapping[str, PublicSet] = MappingProxyType(
     }
 )
 
-BUNDLED: tuple[str, ...] = ("harmful", "harmless", "borderline")
+BUNDLED: tuple[str, ...] = ("harmful", "harmless", "borderline", "structured")
 
 _PROMPT_COLUMNS = (
     "prompt",
@@ -186,7 +186,7 @@ def load_prompts(
 
     Args:
         source: one of
-            - a set shipped with es2: `harmful`, `harmless`, `borderline`;
+            - a set shipped with es2: `harmful`, `harmless`, `borderline`, `structured`;
             - a public set, fetched from the Hub: `advbench`, `harmbench`, `jailbreakbench`,
               `strongreject`, `xstest`, `or-bench-80k`, `or-bench-hard-1k`, `or-bench-toxic`,
               `alpaca`;

@@ -43,7 +43,7 @@ def attack(
     Raises:
         Es2Error: if prompts are copies of some that are fitted on, unless forced.
     """
-    victim = Victim(chat, fit or bundled_fit(borderline=False).at_most(200), base=base)
+    victim = Victim(chat, fit or bundled_fit(extra=False).at_most(200), base=base)
     check_leaks({"prompts": [p.text for p in prompts]}, fitted_on(victim.fit), force)
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch)
@@ -61,6 +61,7 @@ def fitted_on(fit: FitPrompts) -> dict[str, Sequence[str]]:
             *fit.harmless,
             *fit.held_harmless,
             *fit.held_borderline,
+            *fit.held_structured,
         ],
     }
 

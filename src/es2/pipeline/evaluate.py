@@ -45,7 +45,8 @@ class Evaluation:
     """What to measure.
 
     Attributes:
-        sets: over-refusal sets: `borderline`, `xstest`, `or-bench`, or a file with labels.
+        sets: over-refusal sets: `borderline`, `structured`, `xstest`, `or-bench`, or a file with
+            labels.
         answer_tokens: length of an answer to them.
         questions: a file of questions in MMLU-Pro's format; None for none.
         gpqa: the user's own copy of GPQA; None for none.
@@ -59,7 +60,7 @@ class Evaluation:
         force: measure on prompts that were fitted on too; the results say so.
     """
 
-    sets: tuple[str, ...] = ("borderline", "xstest")
+    sets: tuple[str, ...] = ("borderline", "structured", "xstest")
     answer_tokens: int = 24
     questions: Path | None = None
     gpqa: str | None = None

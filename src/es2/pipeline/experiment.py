@@ -32,6 +32,7 @@ class Prompts:
         harmful: what a safe model refuses.
         harmless: what it answers.
         borderline: harmless ones that look harmful.
+        structured: harmless ones over several lines.
         limit: prompts of a class to train on, at most.
         measured: which split stands under `test`: what the run measures on.
     """
@@ -39,13 +40,16 @@ class Prompts:
     harmful: Splits
     harmless: Splits
     borderline: Splits
+    structured: Splits
     limit: int | None
     measured: str = "test"
 
     @property
     def fit(self) -> FitPrompts:
-        """What the defence is fitted on; borderline prompts are among the harmless."""
-        return fit_prompts(self.harmful, self.harmless, self.borderline, self.limit)
+        """What the defence is fitted on; borderline and structured prompts are among the harmless."""
+        return fit_prompts(
+            self.harmful, self.harmless, self.borderline, self.structured, at_most=self.limit
+        )
 
     @property
     def probe_fit(self) -> FitPrompts:
@@ -76,6 +80,7 @@ def load_all(recipe: Recipe, load: Callable[..., list[Prompt]] = load_prompts) -
         splits(data.harmful, True),
         splits(data.harmless, False),
         splits(data.borderline, False),
+        splits(data.structured, False),
         data.train,
         data.measured,
     )
@@ -94,7 +99,7 @@ def fitted_prompts(prompts: Prompts) -> dict[str, list[str]]:
 
 def _named(prompts: Prompts, splits: Mapping[str, str]) -> dict[str, list[str]]:
     found = {}
-    for name in ("harmful", "harmless", "borderline"):
+    for name in ("harmful", "harmless", "borderline", "structured"):
         for split, place in splits.items():
             texts = [prompt.text for prompt in getattr(getattr(prompts, name), place)]
             if texts:

@@ -153,6 +153,7 @@ def costs(experiment: Experiment) -> None:
             groups: dict[Kind, list[Prompt]] = {
                 "harmless": prompts.harmless.test,
                 "borderline": prompts.borderline.test,
+                "structured": prompts.structured.test,
             }
             for kind, group in groups.items():
                 tokens, kinds = recipe.answer_tokens, [kind] * len(group)

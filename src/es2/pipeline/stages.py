@@ -152,7 +152,7 @@ def run_stages(recipe: Recipe, counting: Counting) -> list[Stage]:
         stages.append(Stage(f"attack: {attack.name}", one.times(times), many, draft=draft))
     cost = total(
         counting.answered(group, recipe.answer_tokens)
-        for group in (prompts.harmless.test, prompts.borderline.test)
+        for group in (prompts.harmless.test, prompts.borderline.test, prompts.structured.test)
     ).times(len(victims))
     if recipe.defence:
         cost += drifting(prompts.harmless.test, recipe.answer_tokens, counting)
@@ -169,7 +169,12 @@ def hardening(defence: Defence, settings: TrainSettings, guard: Guard, counting:
     work = defence_work(defence, settings, lengths, *counts, rows)
     if settings.validate_every:
         times = 1 + -(-settings.steps // settings.validate_every)
-        groups = (fit.held_harmful, fit.held_harmless, fit.held_borderline)
+        groups = (
+            fit.held_harmful,
+            fit.held_harmless,
+            fit.held_borderline,
+            fit.held_structured,
+        )
         for number, group in enumerate(groups):
             count, own = min(guard.prompts, len(group)), counting.own(group)
             one = answering(count, own, guard.tokens, rows, lengths.head)
@@ -191,8 +196,8 @@ def tuning(recipe: Recipe, trials: int, counting: Counting) -> Stage:
         one += expected_work(attack, lengths, trying.prompts, rows)
         answers = trying.prompts * len(attack.settings())
         one += counting.judged(answers, own, trying.tokens)
-    # Refusals of harmless and borderline prompts, and drift along the base's answers.
-    one += answering(2 * trying.prompts, own, trying.tokens, rows, lengths.head)
+    # Refusals of harmless prompts of three kinds, and drift along the base's answers.
+    one += answering(3 * trying.prompts, own, trying.tokens, rows, lengths.head)
     one += reading(trying.prompts, own + trying.tokens, rows, lengths.head)
     return Stage(f"tune: {defence.name}", one.times(trials), 2, recipe.train)
 

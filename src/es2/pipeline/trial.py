@@ -74,7 +74,7 @@ class Trial:
         safety: judged DSR under the worst of the cheap attacks.
         worst: which that was, with its setting.
         kl: nats from the base on the base's own answers to harmless prompts.
-        refused: by how much refusals of harmless and borderline prompts rose.
+        refused: by how much refusals of harmless prompts of every kind rose.
     """
 
     number: int
@@ -166,7 +166,7 @@ class Bench:
         return drift(self.base, self.tuned, self._answers).kl
 
     def refused(self) -> float:
-        """By how much refusals of held-out harmless and borderline prompts rose, of all of them."""
+        """By how much refusals of held-out harmless prompts of every kind rose, of all of them."""
         return self._refusals(self.tuned) - self._refused_before
 
     @cached_property
@@ -189,6 +189,7 @@ class Bench:
         texts = [
             *spread(self.fit.held_harmless, self.trying.prompts),
             *spread(self.fit.held_borderline, self.trying.prompts),
+            *spread(self.fit.held_structured, self.trying.prompts),
         ]
         rows = [chat.template.encode(text) for text in texts]
         answers = generate(chat, rows, self.trying.tokens)

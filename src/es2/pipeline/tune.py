@@ -31,7 +31,7 @@ class Tuning:
     Attributes:
         trials: in all, those of an interrupted study among them.
         trying: how a trial is measured.
-        most_refused: the rule: of the trials whose refusals of harmless and borderline prompts rose
+        most_refused: the rule: of the trials whose refusals of harmless prompts of every kind rose
             by at most this share ...
         most_kl: ... and that drifted by at most so many nats, the one with the highest safety; of
             equals the one with the least drift.

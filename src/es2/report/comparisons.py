@@ -62,8 +62,7 @@ def _words(key: str, attacks: Mapping[str, object]) -> str:
     """Such as `SCAV, published settings, judged DSR`, for a key of `DefenceResult.changes`."""
     attack, _, rest = key.partition(" ")
     if attack not in attacks:
-        return key.replace("harmless ", "harmless prompts ").replace(
-            "borderline ", "borderline prompts "
-        )
+        kind, _, what = key.partition(" ")
+        return f"{kind} prompts {what}"
     where = "published settings, " if rest.startswith("published") else ""
     return f"{name(attack)}, {where}{rest.removeprefix('published ')} DSR"

@@ -150,6 +150,12 @@ def _price(before: Cost, after: Cost, changes: Mapping[str, Difference]) -> list
                 before.borderline_refusal,
                 after.borderline_refusal,
             ),
+            (
+                "refusals of structured",
+                "structured refused",
+                before.structured_refusal,
+                after.structured_refusal,
+            ),
         )
         if a and b
     ]

@@ -44,11 +44,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Group:
-    """The samples of one attack, or of harmless or borderline prompts.
+    """The samples of one attack, or of a kind of harmless prompts.
 
     Attributes:
         key: the attack's key, or the kind of prompt.
-        kind: attack, harmless, borderline, safe or unsafe.
+        kind: attack, harmless, borderline, structured, safe or unsafe.
     """
 
     key: str
@@ -69,7 +69,7 @@ def sample(attempts: Sequence[Mapping[str, Any]], results: Results) -> list[Grou
         key = str(line.get("attack") or "attack") if kind == "attack" else kind
         if kind != "attack" or _is_reported(line, key, results):
             groups.setdefault((kind, key), []).append(line)
-    order = ["attack", "borderline", "harmless"]
+    order = ["attack", "borderline", "structured", "harmless"]
     ranked = sorted(groups, key=lambda k: order.index(k[0]) if k[0] in order else len(order))
     names = list(models(results))
     return [Group(key, kind, _samples(groups[kind, key], names)) for kind, key in ranked]

@@ -88,6 +88,7 @@ def _add_costs(grid: Table, costs: Sequence[Cost], compared: bool) -> None:
         ("  harmless refused", [cost.over_refusal for cost in costs]),
         ("  harmless incoherent", [cost.incoherent for cost in costs]),
         ("  borderline refused", [cost.borderline_refusal for cost in costs]),
+        ("  structured refused", [cost.structured_refusal for cost in costs]),
     ):
         _add_rates(grid, title, rates, compared, better=-1)
     blank = [""] if compared else []

@@ -20,7 +20,7 @@ def changes(
 
     An attack is compared at each model's own lowest setting, as its attacker would: `scav keyword`,
     `scav judged`, and `scav published keyword` and so on for its published settings alone. Costs are
-    `harmless refused`, `harmless incoherent` and `borderline refused`.
+    `harmless refused`, `harmless incoherent`, `borderline refused` and `structured refused`.
 
     Args:
         before: the base's records, as read from `attempts.jsonl`.
@@ -39,6 +39,7 @@ def changes(
         ("harmless", "refused"),
         ("harmless", "incoherent"),
         ("borderline", "refused"),
+        ("structured", "refused"),
     ):
         pair = [
             {r["prompt_id"]: _verdict(r) == verdict for r in records if r["kind"] == kind}

@@ -84,6 +84,7 @@ class Cost(Record):
     Attributes:
         over_refusal: share of harmless prompts refused.
         borderline_refusal: share refused of harmless prompts that look harmful.
+        structured_refusal: share refused of harmless prompts over several lines.
         incoherent: share of harmless prompts answered incoherently.
         kl: nats from base to defended along the base's own answers.
         perplexity_ratio: defended over base on those answers.
@@ -91,6 +92,7 @@ class Cost(Record):
 
     over_refusal: Rate | None = None
     borderline_refusal: Rate | None = None
+    structured_refusal: Rate | None = None
     incoherent: Rate | None = None
     kl: float | None = None
     perplexity_ratio: float | None = None

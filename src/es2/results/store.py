@@ -23,9 +23,9 @@ from es2.results.schema import Results
 ATTEMPTS = "attempts.jsonl"
 RESULTS = "results.json"
 
-Kind = Literal["attack", "harmless", "borderline", "safe", "unsafe"]
-"""What a prompt is: under attack; to be answered, though it may look harmful; or of the half of an
-over-refusal set that deserves an answer, or the half that does not."""
+Kind = Literal["attack", "harmless", "borderline", "structured", "safe", "unsafe"]
+"""What a prompt is: under attack; to be answered, though it may look harmful or span several lines; or
+of the half of an over-refusal set that deserves an answer, or the half that does not."""
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -84,6 +84,7 @@ def _defence(
         cost=Cost(
             over_refusal=_given(records, "harmless", "refused"),
             borderline_refusal=_given(records, "borderline", "refused"),
+            structured_refusal=_given(records, "structured", "refused"),
             incoherent=_given(records, "harmless", "incoherent"),
         ),
         changes=changes(base, records, published),

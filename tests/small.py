@@ -25,7 +25,7 @@ HARMLESS = tuple(f"How do I paint a {a} {b}?" for a in _THINGS for b in ("well",
 AIMED = tuple(f"FORBIDDEN FORBIDDEN: burn the {a} map" for a in _THINGS)
 """To attack with; nothing is fitted on them."""
 BORDERLINE = tuple(f"FORBIDDEN colours: how do I paint a {a}?" for a in _THINGS)
-STRUCTURED = tuple(f"Which colour suits a {a}?\nA. blue\nB. green" for a in _THINGS)
+STRUCTURED = tuple(f"Is a {a} blue?\n- {a}\n- no {a}" for a in _THINGS)
 
 
 def write_prompts(path: Path, prompts: Iterable[str]) -> Path:

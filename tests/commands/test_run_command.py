@@ -78,8 +78,8 @@ def test_attempts_are_one_line_for_each_prompt_and_setting(finished: Workplace) 
     records = [json.loads(line) for line in lines]
     tries = [(r["defence"], r["kind"], r["attack"], r["setting"], r["prompt_id"]) for r in records]
     assert len(tries) == len(set(tries))
-    # Two models; five prompts to direct and to both settings of SCAV; five and two harmless ones.
-    assert len(tries) == 2 * (5 * 3 + 5 + 2)
+    # Two models; five prompts to direct and to both settings of SCAV; five, two and two harmless ones.
+    assert len(tries) == 2 * (5 * 3 + 5 + 2 + 2)
 
 
 def test_every_answer_is_judged_by_the_model_as_it_came(finished: Workplace) -> None:

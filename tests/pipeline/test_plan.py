@@ -113,6 +113,7 @@ def test_a_defence_takes_about_the_tokens_expected(
         Splits(splits[0], splits[2], prompts(AIMED)),
         Splits(splits[1], splits[3], []),
         Splits([], [], prompts(BORDERLINE)),
+        Splits([], [], []),
         None,
     )
     lengths, _ = lengths_of(chat.name, known.harmful.test)

@@ -245,7 +245,7 @@ def test_without_a_ball_it_is_plain_training(tiny: Callable[[str], ChatModel]) -
 def test_training_makes_the_refusal_likelier_under_attack(
     tiny: Callable[[str], ChatModel], tmp_path: Path
 ) -> None:
-    settings = replace(SETTINGS, steps=12, lr=5e-3, rank=4, validate_every=0)
+    settings = replace(SETTINGS, steps=24, lr=5e-3, rank=4, validate_every=0)
     chat = tiny("llama")
     objective = replace(objective_for(chat, replace(TERMS, iterations=4)), settings=settings)
     tuned = attach_lora(chat, settings, (2, 4))

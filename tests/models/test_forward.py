@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import cycle
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import FalconH1Config, FalconH1ForCausalLM
 from es2.models.forward import (
     Held,
     forward,
+    like_lengths,
     pad_right,
     prefix_cache,
     read_starts,
@@ -169,12 +171,28 @@ def test_the_gradient_through_a_shared_prefix_is_the_plain_gradient(own_chat: Ch
     assert all(float(gradient.abs().max()) > 0 for gradient in plain_way)
 
 
+STARTS = {
+    "alike": [[1, 20, 21], [1, 20, 21, 22, 23, 24], [1, 20]],
+    "one long": [[1, 20, 21], [1, *range(20, 35)], [1, 20], [1, 20, 40, 41], [1, 20, 21, 22]],
+    "nothing shared": [[7, 20, 21], [8, *range(20, 35)], [9, 20], [10]],
+}
+"""What rows start with; the second and third kind are read in two groups."""
+
+
+def test_long_rows_are_apart_where_that_halves_what_rows_take_up() -> None:
+    assert like_lengths([3, 20, 2, 4, 3]) == [[2, 0, 4, 3], [1]]
+    assert like_lengths([3, 6, 2, 4, 3]) == [[0, 1, 2, 3, 4]]
+    assert like_lengths([5]) == [[0]]
+    assert like_lengths([4, 4]) == [[0, 1]]
+
+
+@pytest.mark.parametrize("kind", STARTS)
 def test_the_gradient_through_starts_that_are_gone_on_from_twice_is_the_plain_gradient(
-    own_chat: ChatModel, family: str
+    own_chat: ChatModel, family: str, kind: str
 ) -> None:
     tuned = with_lora(own_chat)
     parameters = [p for p in tuned.model.parameters() if p.requires_grad]
-    prefixes = [[1, 20, 21], [1, 20, 21, 22, 23, 24], [1, 20]]
+    prefixes = STARTS[kind]
     twice = [(0, [5, 6, 7]), (2, [9]), (1, [8, 5]), (0, [30, 31])]
     starts = read_starts(tuned, prefixes, 9)
     if family == "gemma3":  # padding takes up room in a sliding window
@@ -310,9 +328,11 @@ def test_what_is_held_is_not_computed_again_and_changes_nothing(
         assert read == [14, 3, 2, 2, 3, 1, 3, 1]
 
 
-def test_rows_go_on_from_starts_of_their_own(chat: ChatModel, family: str) -> None:
-    prefixes = [[1, 20, 21], [1, 20, 21, 22, 23, 24], [1, 30]]
-    rows = [[*prefixes[0], 5, 6, 7], [*prefixes[1], 8], [*prefixes[2], 9, 10]]
+@pytest.mark.parametrize("kind", STARTS)
+def test_rows_go_on_from_starts_of_their_own(chat: ChatModel, family: str, kind: str) -> None:
+    prefixes = STARTS[kind]
+    tails = cycle([[5, 6, 7], [8], [9, 10]])
+    rows = [[*prefix, *tail] for prefix, tail in zip(prefixes, tails, strict=False)]
     held = Held()
     starts = held.starts(chat, prefixes, 9)
     if family == "gemma3":  # padding takes up room in a sliding window

@@ -70,7 +70,7 @@ def test_rows_that_finish_at_different_times_leave_the_batch_and_change_nothing(
 
 def test_finished_rows_are_run_no_further(shared: Callable[[str], ChatModel]) -> None:
     chat = shared("llama")
-    rows = encode(chat)
+    rows = encode(chat)[:3]  # of like length, so one batch
     free = generate(stopping_at(chat, []), rows, 4)
     sizes: list[int] = []
 
@@ -213,6 +213,20 @@ def test_results_come_back_in_the_order_of_the_rows(shared: Callable[[str], Chat
         == lengths
     )
     assert sum(done) == len(rows)
+
+
+def test_no_row_of_a_batch_is_over_twice_as_long_as_another(
+    shared: Callable[[str], ChatModel],
+) -> None:
+    batches: list[list[int]] = []
+
+    def function(batch: list[int]) -> list[int]:
+        batches.append(sorted(lengths[place] for place in batch))
+        return batch
+
+    lengths = [3, 40, 6, 90, 5, 41, 7]
+    in_batches(shared("llama"), [[0] * length for length in lengths], function)
+    assert batches == [[3, 5, 6], [7], [40, 41], [90]]
 
 
 OUT_OF_MEMORY = [

@@ -23,6 +23,7 @@ from es2.attacks.refusal_ablation import ablation_edits, between
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, reading, training
+from es2.separation.probe import last_states
 
 SHARE = 0.2
 """Of the depth, from the first critical layer on, in which lines are read."""
@@ -67,7 +68,6 @@ class Ablated:
         return forward(chat, rows, keep=chat.template.head, edits=edits)
 
 
-@torch.no_grad()
 def line(
     chat: ChatModel,
     harmful: Sequence[Sequence[int]],
@@ -82,10 +82,7 @@ def line(
         harmless: the same.
         layer: 1-based.
     """
-    rows = [*harmful, *harmless]
-    ends = [len(row) - 1 for row in rows]
-    out = forward(chat, rows, (layer,), stop=True, keep=min(ends))
-    states = out.at(out.states[layer], range(len(rows)), ends).float()
+    states = last_states(chat, [*harmful, *harmless], [layer])[:, 0].to(chat.device)
     return between(states[: len(harmful)], states[len(harmful) :])
 
 

@@ -130,22 +130,76 @@ def read_starts(chat: ChatModel, prefixes: Sequence[Sequence[int]], longest: int
     shared = prefix_cache(chat, prefixes[0][:head])
     if shared is None and (head or _recomputes(chat)):
         return None
-    own = [list(prefix[head:]) for prefix in prefixes]
-    most, pad = max(map(len, own)), chat.template.pad_id
-    ids = torch.tensor([[pad] * (most - len(row)) + row for row in own], device=chat.device)
-    counts = torch.tensor([len(row) for row in own], device=chat.device)
+    own = [prefix[head:] for prefix in prefixes]
+    most = max(map(len, own))
+    groups = like_lengths([len(row) for row in own])
+    read = [_read_own(chat, head, shared, [own[place] for place in group]) for group in groups]
+    if not all(shareable(cache) and not slides(cache, head + most + longest) for _, cache in read):
+        return None
+    (mask, cache), *rest = read
+    lengths = [len(prefixes[place]) for group in groups for place in group]
+    if not rest:
+        return Starts(lengths, mask, cache)
+    mask, cache = _beside((mask, cache), rest[0], head)
+    back = sorted(
+        range(len(lengths)), key=[place for group in groups for place in group].__getitem__
+    )
+    return Starts(lengths, mask, cache).pick(back)
+
+
+def like_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """The places of a batch's rows: shorter ones apart where that halves what padded rows take up."""
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    longest = lengths[order[-1]]
+    taken = {
+        cut: cut * lengths[order[cut - 1]] + (len(order) - cut) * longest
+        for cut in range(1, len(order) + 1)
+    }
+    cut = min(taken, key=lambda cut: taken[cut])
+    if 2 * taken[cut] > len(order) * longest:
+        return [list(range(len(order)))]
+    return [order[:cut], order[cut:]]
+
+
+Own = tuple[Int[Tensor, "_ _"], DynamicCache]
+"""A mask that is 1 where there is a token, and keys and values."""
+
+
+def _read_own(
+    chat: ChatModel, head: int, shared: DynamicCache | None, rows: Sequence[Sequence[int]]
+) -> Own:
+    """What rows hold behind the tokens that they share, padded between the two."""
+    most, pad = max(map(len, rows)), chat.template.pad_id
+    ids = torch.tensor([[pad] * (most - len(row)) + list(row) for row in rows], device=chat.device)
+    counts = torch.tensor([len(row) for row in rows], device=chat.device)
     real = (torch.arange(most, device=chat.device) >= most - counts[:, None]).long()
-    mask = torch.cat([real.new_ones(len(own), head), real], 1)
+    mask = torch.cat([real.new_ones(len(rows), head), real], 1)
     cache = chat.decoder(
         input_ids=ids,
         attention_mask=mask,
         position_ids=head + (real.cumsum(1) - 1).clamp(min=0),
-        past_key_values=None if shared is None else view_of(shared, len(own)),
+        past_key_values=None if shared is None else view_of(shared, len(rows)),
         use_cache=True,
     ).past_key_values
-    lengths = [len(prefix) for prefix in prefixes]
-    kept = shareable(cache) and not slides(cache, head + most + longest)
-    return Starts(lengths, mask, cache) if kept else None
+    return mask, cache
+
+
+def _beside(short: Own, long: Own, head: int) -> Own:
+    """Two groups as one batch; what is short gets more padding."""
+    pad = long[0].shape[1] - short[0].shape[1]
+
+    def joined(one: Tensor, other: Tensor, axis: int) -> Tensor:
+        shared, own = one.split([head, one.shape[axis] - head], axis)
+        none = own.new_zeros([*own.shape[:axis], pad, *own.shape[axis + 1 :]])
+        return torch.cat([torch.cat([shared, none, own], axis), other])
+
+    cache = view_of(long[1], len(long[0]))
+    layer: Any
+    was: Any
+    for layer, was in zip(cache.layers, short[1].layers, strict=True):
+        layer.keys = joined(was.keys, layer.keys, 2)
+        layer.values = joined(was.values, layer.values, 2)
+    return joined(short[0], long[0], 1), cache
 
 
 @dataclass

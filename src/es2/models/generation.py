@@ -44,14 +44,15 @@ def in_batches(
 ) -> list[Result]:
     """Applies a function to batches of rows of like length; results in the rows' order.
 
-    The function is given the rows' places, so that it finds what else belongs to a row. A batch that
-    does not fit into memory is halved, once for all later ones. None has more rows than `size`, where
-    that is given.
+    The function is given the rows' places, so that it finds what else belongs to a row. No row of a
+    batch is over twice as long as another. A batch that does not fit into memory is halved, once for
+    all later ones. None has more rows than `size`, where that is given.
     """
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
     results: dict[int, Result] = {}
     while len(results) < len(order):
-        batch = order[len(results) :][: min(chat.batch_size, size or len(order))]
+        left = order[len(results) :][: min(chat.batch_size, size or len(order))]
+        batch = [place for place in left if len(rows[place]) <= 2 * len(rows[left[0]])]
         try:
             done = function(batch)
         except RuntimeError as error:

@@ -44,7 +44,6 @@ class Probe:
         return states.float() @ self.w.to(states.device) + self.b
 
 
-@torch.no_grad()
 def prompt_states(
     chat: ChatModel,
     prompts: Sequence[str],
@@ -55,7 +54,18 @@ def prompt_states(
 
     At every layer, or at those given.
     """
-    layers = layers or range(1, chat.depth + 1)
+    rows = [chat.template.encode(prompt) for prompt in prompts]
+    return last_states(chat, rows, layers or range(1, chat.depth + 1), progress)
+
+
+@torch.no_grad()
+def last_states(
+    chat: ChatModel,
+    rows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    progress: Callable[[int], None] = lambda done: None,
+) -> Float[Tensor, "n layers d"]:
+    """Residual stream at the last token of each row, at some layers; on the CPU."""
 
     def run(batch: list[int]) -> list[Tensor]:
         own = [rows[place] for place in batch]
@@ -64,7 +74,6 @@ def prompt_states(
         stacked = [out.at(out.states[layer], range(len(own)), last) for layer in layers]
         return list(torch.stack(stacked, dim=1).float().cpu())
 
-    rows = [chat.template.encode(prompt) for prompt in prompts]
     return torch.stack(in_batches(chat, rows, run, progress))
 
 

@@ -71,6 +71,25 @@ def test_ragged_rows_equal_one_row_at_a_time_at_every_layer(chat: ChatModel) -> 
     assert_same_as_one_by_one(chat, rows, offset=shared_prefix(rows))
 
 
+ONE_LONG = [[1, 20, 21], [1, 20, *range(30, 62)], [1, 20, 22, 23], [1, 20, 24]]
+"""Rows that are read in two groups."""
+
+
+def test_a_long_row_among_short_ones_is_read_apart_and_equals_one_row_at_a_time(
+    chat: ChatModel,
+) -> None:
+    read: list[tuple[int, ...]] = []
+    handle = chat.decoder.register_forward_pre_hook(
+        lambda _m, _i, given: read.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    with torch.no_grad():
+        stopped = forward(chat, ONE_LONG, layers=[1], stop=True)
+    handle.remove()
+    assert read == [(1, 2), (3, 2), (1, 32)]
+    assert stopped.final is None and stopped.states[1].shape[:2] == (4, 32)
+    assert_same_as_one_by_one(chat, ONE_LONG, offset=2)
+
+
 def test_rows_without_a_common_start_equal_one_row_at_a_time(chat: ChatModel) -> None:
     rows = [row[index:] for index, row in enumerate(encode(chat))]
     assert_same_as_one_by_one(chat, rows, offset=0)
@@ -139,9 +158,12 @@ def loss_weights(rows: Sequence[Sequence[int]], offset: int) -> list[Tensor]:
     return [torch.randn(3, len(row) - offset, 32, generator=random) for row in rows]
 
 
-def test_the_gradient_through_a_shared_prefix_is_the_plain_gradient(own_chat: ChatModel) -> None:
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_gradient_through_a_shared_prefix_is_the_plain_gradient(
+    own_chat: ChatModel, ragged: bool
+) -> None:
     tuned = with_lora(own_chat)
-    rows = encode(tuned)
+    rows = ONE_LONG if ragged else encode(tuned)
     offset = shared_prefix(rows)
     weights = loss_weights(rows, offset)
     parameters = [p for p in tuned.model.parameters() if p.requires_grad]
@@ -277,7 +299,7 @@ def test_gradient_checkpointing_is_run_without_sharing_and_gives_the_same_gradie
 
 
 def test_rows_are_padded_at_their_end() -> None:
-    assert pad_right([[1, 2, 3], [4]], pad=0).tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert pad_right([[1, 2, 3], [4]], pad_id=0).tolist() == [[1, 2, 3], [4, 0, 0]]
 
 
 def test_no_token_of_a_row_sees_its_padding(chat: ChatModel) -> None:

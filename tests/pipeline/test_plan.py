@@ -94,15 +94,25 @@ SHORT: dict[str, dict[str, Any]] = {
 }
 
 
+LONG = tuple("\n".join(HARMLESS[i:]) for i in range(5))
+"""Structured prompts, a dozen times as long as the others."""
+
+
 @pytest.mark.parametrize(
-    ("name", "more"),
+    ("name", "more", "structured"),
     [
-        *((name, {}) for name in SHORT),
-        ("es2", {"suffixed": 1.0, "ablated": 1.0}),
+        *((name, {}, ()) for name in SHORT),
+        ("es2", {"suffixed": 1.0, "ablated": 1.0}, ()),
+        ("es2", {}, LONG),
+        ("safety_sft", {}, LONG),
     ],
 )
 def test_a_defence_takes_about_the_tokens_expected(
-    name: str, more: dict[str, Any], tiny: Callable[[str], ChatModel], tmp_path: Path
+    name: str,
+    more: dict[str, Any],
+    structured: tuple[str, ...],
+    tiny: Callable[[str], ChatModel],
+    tmp_path: Path,
 ) -> None:
     chat = tiny("llama")
     defence = make_defence({name: SHORT[name] | more})
@@ -113,7 +123,7 @@ def test_a_defence_takes_about_the_tokens_expected(
         Splits(splits[0], splits[2], prompts(AIMED)),
         Splits(splits[1], splits[3], []),
         Splits([], [], prompts(BORDERLINE)),
-        Splits([], [], []),
+        Splits(prompts(structured[1:]), prompts(structured[:1]), []),
         None,
     )
     lengths, _ = lengths_of(chat.name, known.harmful.test)

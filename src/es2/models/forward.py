@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -169,8 +170,8 @@ def _read_own(
     chat: ChatModel, head: int, shared: DynamicCache | None, rows: Sequence[Sequence[int]]
 ) -> Own:
     """What rows hold behind the tokens that they share, padded between the two."""
-    most, pad = max(map(len, rows)), chat.template.pad_id
-    ids = torch.tensor([[pad] * (most - len(row)) + list(row) for row in rows], device=chat.device)
+    most, none = max(map(len, rows)), [chat.template.pad_id]
+    ids = torch.tensor([none * (most - len(row)) + list(row) for row in rows], device=chat.device)
     counts = torch.tensor([len(row) for row in rows], device=chat.device)
     real = (torch.arange(most, device=chat.device) >= most - counts[:, None]).long()
     mask = torch.cat([real.new_ones(len(rows), head), real], 1)
@@ -186,20 +187,20 @@ def _read_own(
 
 def _beside(short: Own, long: Own, head: int) -> Own:
     """Two groups as one batch; what is short gets more padding."""
-    pad = long[0].shape[1] - short[0].shape[1]
+    more = long[0].shape[1] - short[0].shape[1]
 
-    def joined(one: Tensor, other: Tensor, axis: int) -> Tensor:
+    def both(one: Tensor, other: Tensor, axis: int) -> Tensor:
         shared, own = one.split([head, one.shape[axis] - head], axis)
-        none = own.new_zeros([*own.shape[:axis], pad, *own.shape[axis + 1 :]])
+        none = own.new_zeros([*own.shape[:axis], more, *own.shape[axis + 1 :]])
         return torch.cat([torch.cat([shared, none, own], axis), other])
 
     cache = view_of(long[1], len(long[0]))
     layer: Any
     was: Any
     for layer, was in zip(cache.layers, short[1].layers, strict=True):
-        layer.keys = joined(was.keys, layer.keys, 2)
-        layer.values = joined(was.values, layer.values, 2)
-    return joined(short[0], long[0], 1), cache
+        layer.keys = both(was.keys, layer.keys, 2)
+        layer.values = both(was.values, layer.values, 2)
+    return both(short[0], long[0], 1), cache
 
 
 @dataclass
@@ -271,10 +272,10 @@ class Forward:
         return tensor[row_index, place - offset[row_index]]
 
 
-def pad_right(rows: Sequence[Sequence[int]], pad: int) -> Int[Tensor, "batch longest"]:
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Int[Tensor, "batch longest"]:
     """Rows as one tensor, padded at the end: under causal attention no real token sees a pad."""
     longest = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+    return torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows])
 
 
 def forward(
@@ -307,10 +308,38 @@ def forward(
     prefix = rows[0][:length]
     cache = prefix_cache(chat, prefix) if held is None else held.of(chat, prefix)
     length = length if cache is not None else 0
-    ids = pad_right([row[length:] for row in rows], chat.template.pad_id).to(chat.device)
-    past = view_of(cache, len(rows)) if cache is not None else None
-    options = {"past_key_values": past, "use_cache": past is not None}
-    return _run(chat, ids, options, length, layers, stop, edits or {})
+    own = [row[length:] for row in rows]
+
+    def run(some: Sequence[Sequence[int]]) -> Forward:
+        ids = pad_right(some, chat.template.pad_id).to(chat.device)
+        past = view_of(cache, len(some)) if cache is not None else None
+        options = {"past_key_values": past, "use_cache": past is not None}
+        return _run(chat, ids, options, length, layers, stop, edits or {})
+
+    # Edits are made for the rows of one pass.
+    groups = [range(len(own))] if edits else like_lengths([len(row) for row in own])
+    return joined([run([own[place] for place in group]) for group in groups], groups)
+
+
+def joined(outs: Sequence[Forward], groups: Sequence[Sequence[int]]) -> Forward:
+    """Passes over groups of a batch's rows as one, in the rows' order, padded at the end.
+
+    Args:
+        outs: the passes, over what follows the same prefix.
+        groups: the places of each pass's rows.
+    """
+    if len(outs) == 1:
+        return outs[0]
+    order = [place for group in groups for place in group]
+    back = sorted(range(len(order)), key=order.__getitem__)
+
+    def stacked(parts: Sequence[Float[Tensor, "_ _ d"]]) -> Float[Tensor, "batch suffix d"]:
+        most = max(part.shape[1] for part in parts)
+        return torch.cat([pad(part, (0, 0, 0, most - part.shape[1])) for part in parts])[back]
+
+    finals = [out.final for out in outs if out.final is not None]
+    states = {layer: stacked([out.states[layer] for out in outs]) for layer in outs[0].states}
+    return Forward(states, stacked(finals) if finals else None, outs[0].offset)
 
 
 def _forward_from(

@@ -6,7 +6,7 @@ Counts are at most: searches that end early, answers that stop and training that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from es2.attacks.base import expected_work
@@ -163,6 +163,9 @@ def run_stages(recipe: Recipe, counting: Counting) -> list[Stage]:
 def hardening(defence: Defence, settings: TrainSettings, guard: Guard, counting: Counting) -> Stage:
     """Preparing, training and validating a defence."""
     fit, lengths, rows = counting.prompts.fit, counting.lengths, counting.rows
+    # Harmless prompts over several lines are far longer than harmful ones; a batch is half of each.
+    both = (lengths.mean(fit.harmful) + lengths.mean(fit.harmless)) / 2
+    lengths = replace(lengths, prompt=both)
     if not hasattr(defence, "expected"):
         counting.note(f"{defence.name} does not say what it takes; taken as two classes a step")
     counts = len(fit.harmful), len(fit.harmless)

@@ -35,6 +35,15 @@ class FitPrompts:
     held_borderline: Sequence[str] = ()
     held_structured: Sequence[str] = ()
 
+    @property
+    def held_safe(self) -> dict[str, Sequence[str]]:
+        """All held-out prompts that are harmless, by kind."""
+        return {
+            "harmless": self.held_harmless,
+            "borderline": self.held_borderline,
+            "structured": self.held_structured,
+        }
+
     def at_most(self, limit: int | None) -> FitPrompts:
         """The same with at most `limit` prompts in each group, spread evenly over it."""
         if limit is None:

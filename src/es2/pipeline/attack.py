@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,7 @@ def fitted_on(fit: FitPrompts) -> dict[str, Sequence[str]]:
     """What an attack is fitted on, by name."""
     return {
         "the harmful prompts to fit on": [*fit.harmful, *fit.held_harmful],
-        "the harmless prompts to fit on": [
-            *fit.harmless,
-            *fit.held_harmless,
-            *fit.held_borderline,
-            *fit.held_structured,
-        ],
+        "the harmless prompts to fit on": [*fit.harmless, *chain(*fit.held_safe.values())],
     }
 
 

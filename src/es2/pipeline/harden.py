@@ -192,13 +192,8 @@ def validator(
     Among the checkpoints that are not broken, the best is the one with the greatest distance,
     relative to the base's and at the layer where that is least; or the last, see `Defence.keeps`.
     """
-    groups = {
-        "": spread(fit.held_harmful, guard.prompts),
-        "harmless_": spread(fit.held_harmless, guard.prompts),
-        "borderline_": spread(fit.held_borderline, guard.prompts),
-        "structured_": spread(fit.held_structured, guard.prompts),
-    }
-    groups = {name: group for name, group in groups.items() if group}
+    held = {"": fit.held_harmful} | {f"{kind}_": texts for kind, texts in fit.held_safe.items()}
+    groups = {name: spread(texts, guard.prompts) for name, texts in held.items() if texts}
     prompts = [text for group in groups.values() for text in group]
     harmful, harmless = groups[""], groups["harmless_"]
 

@@ -172,12 +172,7 @@ def hardening(defence: Defence, settings: TrainSettings, guard: Guard, counting:
     work = defence_work(defence, settings, lengths, *counts, rows)
     if settings.validate_every:
         times = 1 + -(-settings.steps // settings.validate_every)
-        groups = (
-            fit.held_harmful,
-            fit.held_harmless,
-            fit.held_borderline,
-            fit.held_structured,
-        )
+        groups = (fit.held_harmful, *fit.held_safe.values())
         for number, group in enumerate(groups):
             count, own = min(guard.prompts, len(group)), counting.own(group)
             one = answering(count, own, guard.tokens, rows, lengths.head)

@@ -186,11 +186,8 @@ class Bench:
         return self._refusals(self.base)
 
     def _refusals(self, chat: ChatModel) -> float:
-        texts = [
-            *spread(self.fit.held_harmless, self.trying.prompts),
-            *spread(self.fit.held_borderline, self.trying.prompts),
-            *spread(self.fit.held_structured, self.trying.prompts),
-        ]
+        kinds = self.fit.held_safe.values()
+        texts = [text for kind in kinds for text in spread(kind, self.trying.prompts)]
         rows = [chat.template.encode(text) for text in texts]
         answers = generate(chat, rows, self.trying.tokens)
         return _share([refuses(chat.template.decode(row)) for row in answers])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def test_a_limit_holds_for_each_half(halves: str) -> None:
 def test_a_bundled_set_has_a_safe_half_alone(name: str, count: int) -> None:
     prompts = load_set(name)
     assert len(prompts) == count
+    assert not any(prompt.harmful for prompt in prompts)
+
+
+def test_a_file_of_questions_is_a_set_of_safe_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "quiz.jsonl"
+    row = {"question": "Which is a gas?", "options": ["Iron", "Neon"], "answer": "B"}
+    path.write_text("".join(json.dumps(row | {"category": name}) + "\n" for name in "xyz"))
+    prompts = load_set(str(path), limit=2)
+    assert [prompt.id for prompt in prompts] == ["quiz-00000", "quiz-00001"]
+    assert [prompt.category for prompt in prompts] == ["x", "y"]
+    assert {prompt.text for prompt in prompts} == {"Which is a gas?\nA. Iron\nB. Neon\nAnswer:"}
     assert not any(prompt.harmful for prompt in prompts)
 
 

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from es2.data.questions import LETTERS, Question
+from es2.data.questions import LETTERS, Question, shown
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
 
@@ -183,7 +183,7 @@ def _of_questions(name: str, questions: Sequence[Question]) -> Task:
         "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
         "test_split": "test",
         "output_type": "multiple_choice",
-        "doc_to_text": _shown,
+        "doc_to_text": lambda row: shown(row["question"], row["options"]),
         "doc_to_choice": lambda row: list(LETTERS[: len(row["options"])]),
         "doc_to_target": "answer",
         "num_fewshot": 0,
@@ -191,12 +191,6 @@ def _of_questions(name: str, questions: Sequence[Question]) -> Task:
     }
     loaded = TaskManager(include_defaults=False).load([config])
     return Task(name, name, "", loaded["tasks"][name])
-
-
-def _shown(row: Mapping[str, Any]) -> str:
-    """The question, its options lettered, and the word after which a letter is expected."""
-    lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, row["options"], strict=False)]
-    return "\n".join([row["question"], *lines, "Answer:"])
 
 
 def evaluate(

@@ -3,17 +3,21 @@
 A set has a safe half, whose prompts look harmful and are not, and may have an unsafe half as its
 contrast: a model that declines nothing does well on the safe half alone. Sets: XSTest (Röttger et
 al., arXiv 2308.01263), OR-Bench (Cui et al., arXiv 2405.20947), es2's own borderline and structured
-prompts, or a file whose label column says which prompts are harmful.
+prompts, a file whose label column says which prompts are harmful, or one of questions in MMLU-Pro's
+format, all of them safe: what is lost on a benchmark may be refused, and not forgotten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from es2.data.fitting import spread
+from es2.data.questions import LETTERED, lettered_questions, shown
 from es2.data.sources import Prompt, load_prompts
+from es2.data.tables import read_file
 from es2.errors import Es2Error
 from es2.judges.base import Judgement
 from es2.judges.partial import Answer, answer_kind
@@ -52,14 +56,17 @@ def load_set(
     """Both halves of an over-refusal set, safe prompts first.
 
     Args:
-        source: a set's name, or whatever `load_prompts` takes, with labels.
+        source: a set's name; whatever `load_prompts` takes, with labels; or a file of questions.
         limit: at most so many of each half, evenly spaced over its order.
         load: loads each of the set's sources.
 
     Raises:
         Es2Error: if it cannot be loaded, holds a prompt without a label, or no safe one.
     """
-    prompts = [prompt for name in SETS.get(source, (source,)) for prompt in load(name)]
+    if _holds_questions(Path(source)):
+        prompts = _questions(Path(source))
+    else:
+        prompts = [prompt for name in SETS.get(source, (source,)) for prompt in load(name)]
     unlabelled = [prompt.id for prompt in prompts if prompt.harmful is None]
     if unlabelled:
         raise Es2Error(
@@ -73,6 +80,26 @@ def load_set(
     if limit is not None:
         safe, unsafe = spread(safe, limit), spread(unsafe, limit)
     return [*safe, *unsafe]
+
+
+def _holds_questions(path: Path) -> bool:
+    return path.is_file() and set(LETTERED) <= set(read_file(path).columns)
+
+
+def _questions(path: Path) -> list[Prompt]:
+    """Questions as they are put where letters are scored."""
+    return [
+        Prompt(
+            text=shown(question.text, question.options),
+            harmful=False,
+            target=None,
+            category=question.subject,
+            borderline=False,
+            id=f"{path.stem}-{number:05d}",
+            source=str(path),
+        )
+        for number, question in enumerate(lettered_questions(path))
+    ]
 
 
 def answer_prompts(

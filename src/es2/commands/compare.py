@@ -43,8 +43,8 @@ def compare(
         out: the folder; default runs/NAME; needed for --runs.
         only: run these members alone and gather nothing: base, or a defence as NAME or NAME@SEED.
             Machines or processes share a comparison so; the last command leaves --only away.
-        sets: over-refusal sets instead of the recipe's: borderline, structured, xstest, or a file with
-            labels.
+        sets: over-refusal sets instead of the recipe's: borderline, structured, xstest, or a file of
+            labelled prompts or of questions.
         questions: a JSONL file of questions in MMLU-Pro's format, instead of the recipe's.
         resume: go on with a comparison that was interrupted; what is done is not done again.
         force: measure on test prompts that are fitted on too; the results say so.

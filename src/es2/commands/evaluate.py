@@ -35,8 +35,8 @@ def evaluate(
 
     Args:
         run: the run's folder, such as runs/demo.
-        sets: over-refusal sets: borderline, structured, xstest, or-bench, or a file whose label
-            column says which prompts are safe and unsafe.
+        sets: over-refusal sets: borderline, structured, xstest, or-bench, a file whose label column
+            says which prompts are safe and unsafe, or one of questions in MMLU-Pro's format.
         answer_tokens: length of an answer to them.
         questions: a JSONL file of questions in MMLU-Pro's format, measured by log-likelihood.
         gpqa: your own copy of GPQA, a CSV or JSONL file or hub:Idavidrein/gpqa:gpqa_main, likewise.

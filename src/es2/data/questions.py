@@ -21,6 +21,9 @@ from es2.errors import Es2Error
 
 LETTERS = string.ascii_uppercase
 
+LETTERED = ("question", "options")
+"""Columns by which a file in MMLU-Pro's format is known."""
+
 _RIGHT = "Correct Answer"
 _WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 _DOMAIN = "High-level domain"
@@ -43,6 +46,12 @@ class Question:
     subject: str = ""
 
 
+def shown(text: str, options: Sequence[str]) -> str:
+    """A question, its options lettered, and the word after which a letter is expected."""
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([text, *lines, "Answer:"])
+
+
 def lettered_questions(path: Path) -> list[Question]:
     """Questions in MMLU-Pro's format: `question`, `options`, `category`, `answer`, `answer_index`.
 
@@ -52,7 +61,7 @@ def lettered_questions(path: Path) -> list[Question]:
         Es2Error: the file cannot be read, or a row does not hold such a question.
     """
     table = read_file(path)
-    _need(table, ("question", "options"))
+    _need(table, LETTERED)
     return [_lettered(row, f"{table.where}, {place}") for place, row in table.rows]
 
 

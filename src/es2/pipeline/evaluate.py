@@ -45,8 +45,8 @@ class Evaluation:
     """What to measure.
 
     Attributes:
-        sets: over-refusal sets: `borderline`, `structured`, `xstest`, `or-bench`, or a file with
-            labels.
+        sets: over-refusal sets: `borderline`, `structured`, `xstest`, `or-bench`, or a file of
+            labelled prompts or of questions.
         answer_tokens: length of an answer to them.
         questions: a file of questions in MMLU-Pro's format; None for none.
         gpqa: the user's own copy of GPQA; None for none.

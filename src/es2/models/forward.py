@@ -142,10 +142,7 @@ def read_starts(chat: ChatModel, prefixes: Sequence[Sequence[int]], longest: int
     if not rest:
         return Starts(lengths, mask, cache)
     mask, cache = _beside((mask, cache), rest[0], head)
-    back = sorted(
-        range(len(lengths)), key=[place for group in groups for place in group].__getitem__
-    )
-    return Starts(lengths, mask, cache).pick(back)
+    return Starts(lengths, mask, cache).pick(_back(groups))
 
 
 def like_lengths(lengths: Sequence[int]) -> list[list[int]]:
@@ -160,6 +157,12 @@ def like_lengths(lengths: Sequence[int]) -> list[list[int]]:
     if 2 * taken[cut] > len(order) * longest:
         return [list(range(len(order)))]
     return [order[:cut], order[cut:]]
+
+
+def _back(groups: Sequence[Sequence[int]]) -> list[int]:
+    """Where each row of a batch stands when its groups stand one after the other."""
+    order = [place for group in groups for place in group]
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 Own = tuple[Int[Tensor, "_ _"], DynamicCache]
@@ -288,7 +291,9 @@ def forward(
     held: Held | None = None,
     starts: Starts | None = None,
 ) -> Forward:
-    """One pass of the decoder (no output embedding) over token rows of any lengths.
+    """The decoder (no output embedding) over token rows of any lengths: one pass, or two.
+
+    Rows far longer than the others are read apart, unless there are edits, which are made for one pass.
 
     Args:
         chat: the model.
@@ -308,7 +313,7 @@ def forward(
     prefix = rows[0][:length]
     cache = prefix_cache(chat, prefix) if held is None else held.of(chat, prefix)
     length = length if cache is not None else 0
-    own = [row[length:] for row in rows]
+    own, layers = [row[length:] for row in rows], tuple(layers)
 
     def run(some: Sequence[Sequence[int]]) -> Forward:
         ids = pad_right(some, chat.template.pad_id).to(chat.device)
@@ -316,7 +321,6 @@ def forward(
         options = {"past_key_values": past, "use_cache": past is not None}
         return _run(chat, ids, options, length, layers, stop, edits or {})
 
-    # Edits are made for the rows of one pass.
     groups = [range(len(own))] if edits else like_lengths([len(row) for row in own])
     return joined([run([own[place] for place in group]) for group in groups], groups)
 
@@ -330,8 +334,7 @@ def joined(outs: Sequence[Forward], groups: Sequence[Sequence[int]]) -> Forward:
     """
     if len(outs) == 1:
         return outs[0]
-    order = [place for group in groups for place in group]
-    back = sorted(range(len(order)), key=order.__getitem__)
+    back = _back(groups)
 
     def stacked(parts: Sequence[Float[Tensor, "_ _ d"]]) -> Float[Tensor, "batch suffix d"]:
         most = max(part.shape[1] for part in parts)

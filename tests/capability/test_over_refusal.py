@@ -56,6 +56,14 @@ def test_a_file_of_questions_is_a_set_of_safe_prompts(tmp_path: Path) -> None:
     assert not any(prompt.harmful for prompt in prompts)
 
 
+def test_a_sets_name_is_not_taken_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "borderline").write_text("no table")
+    assert len(load_set("borderline")) == 60
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -63,7 +63,7 @@ def load_set(
     Raises:
         Es2Error: if it cannot be loaded, holds a prompt without a label, or no safe one.
     """
-    if _holds_questions(Path(source)):
+    if source not in SETS and _holds_questions(Path(source)):
         prompts = _questions(Path(source))
     else:
         prompts = [prompt for name in SETS.get(source, (source,)) for prompt in load(name)]

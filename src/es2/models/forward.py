@@ -322,10 +322,10 @@ def forward(
         return _run(chat, ids, options, length, layers, stop, edits or {})
 
     groups = [range(len(own))] if edits else like_lengths([len(row) for row in own])
-    return joined([run([own[place] for place in group]) for group in groups], groups)
+    return _joined([run([own[place] for place in group]) for group in groups], groups)
 
 
-def joined(outs: Sequence[Forward], groups: Sequence[Sequence[int]]) -> Forward:
+def _joined(outs: Sequence[Forward], groups: Sequence[Sequence[int]]) -> Forward:
     """Passes over groups of a batch's rows as one, in the rows' order, padded at the end.
 
     Args:

@@ -228,9 +228,8 @@ def _broken(now: dict[str, float], before: dict[str, float], guard: Guard) -> st
     change = {name: now[name] - before[name] for name in now}
     if change["refused"] + change["incoherent"] < -guard.refusal_drop:
         return "validation: refusals of harmful prompts went"
-    if change["harmless_refused"] > guard.refusal_rise:
-        return "validation: refusals of harmless prompts rose"
     for kind, rise in (
+        ("harmless", guard.refusal_rise),
         ("borderline", guard.borderline_rise),
         ("structured", guard.structured_rise),
     ):

@@ -122,11 +122,12 @@ class Es2:
         """The record of the base's responses, then steps over both classes, pass after pass."""
         counts = [seen_count(settings, count) for count in (harmful, harmless)]
         new, head, steps = self.response_tokens, lengths.head, settings.steps
-        row = lengths.own + new
-        work = reading(sum(counts), row, rows, head)
+        work = Work()
         for count, tokens in zip(counts, (new, self.harmless_tokens), strict=True):
-            if tokens:
+            if tokens or not self.kl_prompt:
                 work += answering(count, lengths.own, tokens, rows, head)
+            if self.kl_prompt:
+                work += reading(count, lengths.own + tokens, rows, head)
         bad, good = (min(settings.batch_size, count) for count in counts)
         if self.ablated:
             work += expected_ablated(steps, lengths, bad, rows, new)

@@ -33,7 +33,7 @@ from es2.models.activations import Edit
 from es2.models.forward import Forward, Held, forward, shared_prefix
 from es2.models.generation import generate, in_batches
 from es2.models.loading import ChatModel
-from es2.models.work import Lengths, Work, answering, reading, training
+from es2.models.work import Lengths, Work, answering, training
 from es2.progress import bar
 
 _PUBLISHED = (0, 9, 17, 25, 31)
@@ -113,7 +113,6 @@ class Lat:
         opened = lengths.count(self.opening)
         written = answering(bad, lengths.own + opened, self.harmful_tokens, rows, lengths.head)
         written += answering(good, lengths.own, self.answer_tokens, rows, lengths.head)
-        written += reading(good, lengths.own + self.answer_tokens, rows, lengths.head)
         size, kept = min(settings.batch_size, bad), min(settings.batch_size, good)
         refusal, harm = lengths.count(self.refusal) + 1, opened + self.harmful_tokens
         # Rows are padded to the longest of their pass.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from es2.models.blocks import logits
 from es2.models.forward import Forward, forward, shared_prefix
-from es2.models.generation import generate, in_batches
+from es2.models.generation import generate, generate_and_read, in_batches
 from es2.models.loading import ChatModel
 
 
@@ -81,14 +81,15 @@ def record(
         progress: called with the number of prompts done.
     """
     heads = [chat.template.encode(prompt) for prompt in prompts]
-    tails: list[list[int]] = [[] for _ in prompts]
-    if response_tokens:
-        tails = generate(chat, heads, response_tokens, progress=progress)
-    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
     firsts = [len(head) - 1 for head in heads]
+    if not whole_prompt:
+        answered = generate_and_read(chat, heads, response_tokens, progress)
+        rows = [head + tail for head, (tail, _) in zip(heads, answered, strict=True)]
+        return Reference(rows, firsts, firsts, [hidden for _, hidden in answered])
+    tails = generate(chat, heads, response_tokens, progress=progress)
+    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
     # Rows that share their whole prompt have at least its last position.
-    starts = [min(shared_prefix(rows), *firsts)] * len(rows) if whole_prompt else firsts
-    return record_rows(chat, rows, starts, firsts)
+    return record_rows(chat, rows, [min(shared_prefix(rows), *firsts)] * len(rows), firsts)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from es2.defences.responses import read_responses
 from es2.defences.trainer import TrainSettings, batch_indices
 from es2.models.forward import forward
 from es2.models.loading import ChatModel
-from es2.models.work import Lengths, Work, answering, reading, training
+from es2.models.work import Lengths, Work, answering, training
 from es2.progress import bar
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -70,7 +70,6 @@ class SafetySft:
         answered = seen_count(settings, harmless, self.ratio * size)
         row = lengths.own + self.answer_tokens
         recorded = answering(answered, lengths.own, self.answer_tokens, rows, lengths.head)
-        recorded += reading(answered, row, rows, lengths.head)
         bad, good = min(size, harmful), min(self.ratio * size, answered)
         refused = lengths.count(self.refusal) + 1
         scored = bad * refused + good * self.answer_tokens

@@ -76,7 +76,6 @@ def out_of_memory(error: RuntimeError) -> bool:
     return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
-@torch.no_grad()
 def generate(
     chat: ChatModel,
     rows: Sequence[Sequence[int]],
@@ -103,6 +102,48 @@ def generate(
     Returns:
         The new tokens of each row, without the stop token.
     """
+    found = _continued(chat, rows, max_new_tokens, edits, sampling, progress, keep, reads=False)
+    return [tokens for tokens, _ in found]
+
+
+def generate_and_read(
+    chat: ChatModel,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[tuple[list[int], Float[Tensor, "_ d"]]]:
+    """Continues rows as `generate` does, greedily, and keeps what decoding has read on the way.
+
+    Args:
+        chat: the model.
+        rows: token ids of each templated prompt.
+        max_new_tokens: at most this many tokens a row; 0 reads the prompt's end alone.
+        progress: called with the number of rows that a finished batch held.
+
+    Returns:
+        Of each row, the new tokens, and the final hidden states at the row's last token and at each
+        new one.
+    """
+    found = _continued(chat, rows, max_new_tokens, None, None, progress, None, reads=True)
+    return [(tokens, torch.stack(hidden)) for tokens, hidden in found]
+
+
+Continued = tuple[list[int], list[Tensor]]
+"""A row's new tokens, and final hidden states before each and after the last, if they are read."""
+
+
+@torch.no_grad()
+def _continued(
+    chat: ChatModel,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    edits: Edits | None,
+    sampling: Sampling | None,
+    progress: Callable[[int], None],
+    keep: int | None,
+    reads: bool,
+) -> list[Continued]:
+    """For the arguments see `generate`; `reads` keeps hidden states, for one pass more."""
     length = shared_prefix(rows)
     length = length if keep is None else min(length, keep)
     cache = prefix_cache(chat, rows[0][:length])
@@ -112,7 +153,7 @@ def generate(
 
     draws = _draws(rows, max_new_tokens, sampling) if sampling else None
 
-    def run(batch: list[int]) -> list[list[int]]:
+    def run(batch: list[int]) -> list[Continued]:
         tails = [rows[place][length:] for place in batch]
         longest = max(len(tail) for tail in tails)
         pads = torch.tensor([longest - len(tail) for tail in tails], device=chat.device)
@@ -125,8 +166,8 @@ def generate(
         positions = length + (columns - pads[:, None]).clamp(min=0)
         live = torch.arange(len(batch), device=chat.device)
         drawn = None if draws is None else draws[batch].to(chat.device)
-        new: list[list[int]] = [[] for _ in batch]
-        for step in range(max_new_tokens):
+        new: list[Continued] = [([], []) for _ in batch]
+        for step in range(max_new_tokens + reads):
             out = chat.decoder(
                 input_ids=ids,
                 attention_mask=mask,
@@ -135,7 +176,13 @@ def generate(
                 use_cache=True,
             )
             past = out.past_key_values
-            scores = logits(chat.model, out.last_hidden_state[:, -1])
+            last = out.last_hidden_state[:, -1]
+            if reads:
+                for row, vector in zip(live.tolist(), last.clone(), strict=True):
+                    new[row][1].append(vector)
+            if step == max_new_tokens:
+                break
+            scores = logits(chat.model, last)
             if sampling is None or drawn is None:
                 tokens = scores.argmax(-1)
             else:
@@ -143,7 +190,7 @@ def generate(
             goes_on = torch.tensor([t not in chat.stop_ids for t in tokens.tolist()])
             for row, token in zip(live.tolist(), tokens.tolist(), strict=True):
                 if token not in chat.stop_ids:
-                    new[row].append(token)
+                    new[row][0].append(token)
             if not goes_on.any():
                 break
             stay = goes_on.nonzero()[:, 0]
@@ -155,7 +202,7 @@ def generate(
             mask = torch.cat([mask, mask.new_ones(len(stay), 1)], dim=1)
         return new
 
-    def edited(batch: list[int]) -> list[list[int]]:
+    def edited(batch: list[int]) -> list[Continued]:
         with edit(chat.blocks, edits(batch) if callable(edits) else edits or {}):
             return run(batch)
 

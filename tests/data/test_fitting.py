@@ -62,4 +62,4 @@ def test_what_is_taken_is_spread_over_its_source() -> None:
 def test_es2s_own_prompts_come_with_and_without_borderline_and_structured_ones(extra: bool) -> None:
     fit = bundled_fit(extra)
     assert bool(fit.held_borderline) is bool(fit.held_structured) is extra
-    assert len(fit.harmless) == 1980 + (672 + 302) * extra
+    assert len(fit.harmless) == 1980 + (768 + 302) * extra

@@ -57,7 +57,7 @@ def prompts(*names: str, split: str | None = None) -> list[str]:
     [
         ("harmful", {"train": 105, "validation": 14, "test": 10}),
         ("harmless", {"train": 165, "validation": 14, "test": 10}),
-        ("borderline", {"train": 56, "validation": 8, "test": 5}),
+        ("borderline", {"train": 64, "validation": 10, "test": 5}),
     ],
 )
 def test_every_category_has_its_share_of_every_split(name: str, per_category: dict[str, int]):
@@ -95,9 +95,11 @@ def test_structured_prompts_span_lines_and_every_split_has_every_kind(split: str
 
 @pytest.mark.parametrize("name", ONE_LINE)
 def test_prompts_are_one_short_line_and_end_as_requests_do(name: str):
+    # What a thing is can be asked in three words, and harmless models of harm are asked so.
+    least = 3 if name == "borderline" else 5
     for text in prompts(name):
         assert text == " ".join(text.split())
-        assert 5 <= len(text.split()) <= 20
+        assert least <= len(text.split()) <= 20
         assert text[0].isupper()
         assert text[-1] == "?" or text[-1].isalnum()
 
@@ -179,4 +181,4 @@ def test_no_prompt_is_taken_from_a_public_set(file: str, column: str | None):
 
 
 def test_the_shipped_files_load_whole():
-    assert [len(load_prompts(name)) for name in BUNDLED] == [1548, 2268, 828, 420]
+    assert [len(load_prompts(name)) for name in BUNDLED] == [1548, 2268, 948, 420]

@@ -95,7 +95,7 @@ def test_structured_prompts_span_lines_and_every_split_has_every_kind(split: str
 
 @pytest.mark.parametrize("name", ONE_LINE)
 def test_prompts_are_one_short_line_and_end_as_requests_do(name: str):
-    # What a thing is can be asked in three words, and harmless models of harm are asked so.
+    # What a crime is can be asked in three words.
     least = 3 if name == "borderline" else 5
     for text in prompts(name):
         assert text == " ".join(text.split())

@@ -31,20 +31,24 @@ def test_the_frontier_is_what_the_slow_version_finds(found: list[tuple[float, fl
     assert frontier(points) == slow
 
 
-def test_safe_prompts_declined_are_those_of_all_sets_together() -> None:
-    answers = {"small": [True, False], "large": [False, False, False, True, False, False]}
+def test_prompts_declined_are_those_of_all_sets_together_by_what_they_deserve() -> None:
+    answers = {
+        ("small", "safe"): [True, False],
+        ("large", "safe"): [False, False, False, True, False, False],
+        ("large", "unsafe"): [True, True, False],
+    }
     asked = [
         {
             "defence": "one",
             "setting": name,
-            "kind": "safe",
-            "prompt_id": f"{name} {place}",
+            "kind": kind,
+            "prompt_id": f"{name} {kind} {place}",
             "details": {
                 "category": "",
                 "answer": "partial refusal" if declined else "full compliance",
             },
         }
-        for name, of in answers.items()
+        for (name, kind), of in answers.items()
         for place, declined in enumerate(of)
     ]
     results = Results(
@@ -54,5 +58,6 @@ def test_safe_prompts_declined_are_those_of_all_sets_together() -> None:
     (row,) = rows(members, results, over_refusal(asked))
     assert row.refused == wilson(2, 8)
     assert row.declined == {"small": wilson(1, 2), "large": wilson(1, 6)}
+    assert row.unsafe == wilson(2, 3)
     (unmeasured,) = rows(members, results)
-    assert unmeasured.refused is None and unmeasured.declined == {}
+    assert unmeasured.refused is unmeasured.unsafe is None and unmeasured.declined == {}

@@ -45,6 +45,8 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
         for shares in _shares(rows).values()
     )
     more: dict[str, Cell] = {
+        # What declines fewer safe prompts may do so by declining less of everything.
+        "unsafe prompts declined": partial(_written, share=lambda row: row.unsafe),
         "KL, nats": lambda row: decimal(row.result.cost.kl),
         "perplexity ×": lambda row: decimal(row.result.cost.perplexity_ratio),
         "safety margin": lambda row: ratio(row.margin) if row.margin else NONE,

@@ -62,6 +62,7 @@ class Row:
         worst: the attack with the lowest judged DSR, and that; None if nothing attacked.
         declined: safe prompts declined, by over-refusal set.
         refused: the same of all sets together; where none was measured, borderline prompts refused.
+        unsafe: prompts declined that should be, of all over-refusal sets that have any.
         result: all rates.
         margin: against the attacker who tries every direction.
         accuracy: on the first benchmark.
@@ -73,6 +74,7 @@ class Row:
     worst: tuple[str, Rate] | None
     declined: Mapping[str, Rate]
     refused: Rate | None
+    unsafe: Rate | None
     result: DefenceResult
     margin: Ratio | None
     accuracy: Rate | None
@@ -107,6 +109,7 @@ def rows(
         lowest = min(attacks, key=lambda name: attacks[name][1].rate, default=None)
         sets = refusal.models.get(label, {}) if refusal else {}
         safe = {name: halves["safe"] for name, halves in sets.items() if "safe" in halves}
+        unsafe = [halves["unsafe"] for halves in sets.values() if "unsafe" in halves]
         swept = margins.models.get(label, {}).get(ANY) if margins else None
         found.append(
             Row(
@@ -115,6 +118,7 @@ def rows(
                 None if lowest is None else (lowest, attacks[lowest][1]),
                 {name: half.rates["declined"] for name, half in safe.items()},
                 pooled(safe.values(), "declined") or of.cost.borderline_refusal,
+                pooled(unsafe, "declined"),
                 of,
                 swept.margin if swept else None,
                 _accuracy(label, capability),

@@ -41,7 +41,7 @@ LEANING = replace(SETTINGS, steps=30, lr=3e-4)
 TUNING = SafetySft(ratio=2, soft=True, keep=2.0, first=10.0, answer_tokens=3)
 KINDS = {"harmful": 0.05, "harmless": 0.95}
 # The adapter that is shipped was made before there were more.
-BORDERLINE = 672
+HARMFUL, BORDERLINE = 1260, 672
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
 
     chat = load("smollm2")
-    harmful = [prompt.text for prompt in load_prompts("harmful:train")]
+    harmful = [prompt.text for prompt in load_prompts("harmful:train")[:HARMFUL]]
     borderline = load_prompts("borderline:train")[:BORDERLINE]
     harmless = [prompt.text for prompt in [*load_prompts("harmless:train"), *borderline]]
     with bar("the model's own answers", len(harmless)) as advance:

@@ -55,7 +55,7 @@ def prompts(*names: str, split: str | None = None) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "per_category"),
     [
-        ("harmful", {"train": 105, "validation": 14, "test": 10}),
+        ("harmful", {"train": 113, "validation": 14, "test": 10}),
         ("harmless", {"train": 165, "validation": 14, "test": 10}),
         ("borderline", {"train": 64, "validation": 10, "test": 5}),
     ],
@@ -95,8 +95,8 @@ def test_structured_prompts_span_lines_and_every_split_has_every_kind(split: str
 
 @pytest.mark.parametrize("name", ONE_LINE)
 def test_prompts_are_one_short_line_and_end_as_requests_do(name: str):
-    # What a crime is can be asked in three words.
-    least = 3 if name == "borderline" else 5
+    # What a crime is can be asked in three words, and harm in four.
+    least = {"borderline": 3, "harmful": 4}.get(name, 5)
     for text in prompts(name):
         assert text == " ".join(text.split())
         assert least <= len(text.split()) <= 20
@@ -181,4 +181,4 @@ def test_no_prompt_is_taken_from_a_public_set(file: str, column: str | None):
 
 
 def test_the_shipped_files_load_whole():
-    assert [len(load_prompts(name)) for name in BUNDLED] == [1548, 2268, 948, 420]
+    assert [len(load_prompts(name)) for name in BUNDLED] == [1644, 2268, 948, 420]

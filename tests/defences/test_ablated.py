@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
+from es2.attacks.base import Victim
+from es2.attacks.refusal_ablation import RefusalAblation
 from es2.defences.ablated import line, lines_at
 from es2.defences.es2 import Es2
 from es2.defences.trainer import attach_lora, train
@@ -38,19 +39,14 @@ def test_one_class_on_both_sides_has_no_line(tiny: Callable[[str], ChatModel]) -
     assert torch.equal(line(chat, rows, rows, 3), torch.zeros(chat.model.config.hidden_size))
 
 
-@pytest.mark.parametrize(
-    ("first", "depth", "expected"),
-    [
-        (15, 30, range(15, 21)),
-        (1, 4, range(1, 2)),
-        (30, 30, range(30, 31)),
-        (28, 32, range(28, 33)),
-    ],
-)
-def test_lines_are_read_from_the_first_critical_layer_on(
-    first: int, depth: int, expected: range
+def test_lines_are_read_where_the_attack_would_read_its_own(
+    tiny: Callable[[str], ChatModel], family: str
 ) -> None:
-    assert lines_at(first, depth) == expected
+    material = make_material(tiny(family), lambda text: True)
+    chosen = lines_at(material.chat, material.states, material.fit.held_harmful)
+    victim = Victim(material.chat, material.fit, states=material.states)
+    assert RefusalAblation().choose(victim)[0] in chosen
+    assert len(chosen) == max(1, round(0.2 * material.chat.depth))
 
 
 def test_what_the_base_says_is_learnt_without_the_line(

@@ -7,7 +7,7 @@ validation prompts, removed from the residual stream everywhere or from the weig
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -68,6 +68,30 @@ def ablation_edits(depth: int, direction: Float[Tensor, "d"]) -> dict[int, Edit]
     return dict.fromkeys(range(depth + 1), lambda stream: without(stream, direction))
 
 
+def affirmation_losses(
+    chat: ChatModel,
+    states: ClassStates,
+    prompts: Sequence[str],
+    layers: Iterable[int],
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[int, float]:
+    """The loss of an affirmation without each layer's direction, in nats; see `affirmation_loss`.
+
+    Args:
+        chat: the model.
+        states: what the directions are read off.
+        prompts: harmful ones.
+        layers: 1-based.
+        progress: called with 1 after each layer.
+    """
+    losses = {}
+    for layer in layers:
+        edits = ablation_edits(chat.depth, mean_difference(states, layer))
+        losses[layer] = affirmation_loss(chat, prompts, edits)
+        progress(1)
+    return losses
+
+
 @contextmanager
 def ablated_weights(chat: ChatModel, direction: Float[Tensor, "d"]) -> Iterator[None]:
     """Within the context no block of the model can write along the direction.
@@ -123,17 +147,16 @@ class RefusalAblation:
         """One for each place."""
         return list(self.where)
 
+    def layers(self, depth: int) -> Sequence[int]:
+        """The layers that it chooses from, in a model of so many."""
+        first, last = (max(1, round(share * depth)) for share in (self.lowest, self.highest))
+        return range(first, last + 1)
+
     def choose(self, victim: Victim) -> tuple[int, Float[Tensor, "d"]]:
         """The layer and its direction."""
-        depth = victim.known.depth
         held = spread(victim.fit.held_harmful, self.validation)
-        layers = range(max(1, round(self.lowest * depth)), max(1, round(self.highest * depth)) + 1)
-        losses: Mapping[int, float] = {
-            layer: affirmation_loss(
-                victim.known, held, ablation_edits(depth, mean_difference(victim.states, layer))
-            )
-            for layer in layers
-        }
+        layers = self.layers(victim.known.depth)
+        losses = affirmation_losses(victim.known, victim.states, held, layers)
         best = min(losses, key=lambda layer: losses[layer])
         return best, mean_difference(victim.states, best)
 

@@ -4,10 +4,10 @@ Refusal ablation takes one direction out of the whole model, that between the cl
 layer. So harmful rows are read with the line between the centres of some prompts taken out everywhere,
 which is always that of the model as it stands, and are to refuse all the same: refusal feature
 adversarial training (Yu et al., arXiv 2409.20089). At most layers nothing happens to a model whose
-line is taken out, and nothing is learnt from it. It happens just behind the layer where the classes
-first come apart, and stays there while the model is trained, so the line is read there. The centres of
-a batch are not those that an attack finds; so more prompts are read for them than a batch has, and
-that in every other step.
+line is taken out, and nothing is learnt from it. It happens about the layer where the classes first
+come apart, and stays there while the model is trained. So the layers are chosen before training, as
+the attack would choose its own. The centres of a batch are not those that an attack finds; so more
+prompts are read for them than a batch has, and that in every other step.
 """
 
 from __future__ import annotations
@@ -19,14 +19,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.refusal_ablation import ablation_edits, between
+from es2.attacks.refusal_ablation import (
+    RefusalAblation,
+    ablation_edits,
+    affirmation_losses,
+    between,
+)
+from es2.attacks.target import AFFIRMATION
+from es2.data.fitting import spread
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, reading, training
-from es2.separation.probe import last_states
+from es2.progress import bar
+from es2.separation.probe import ClassStates, last_states
 
 SHARE = 0.2
-"""Of the depth, from the first critical layer on, in which lines are read."""
+"""Of the layers, at which lines are read."""
+
+HELD = 32
+"""Validation prompts by which those are chosen."""
+
+_PLACES = 20
+"""Layers to choose from, in a model of 32."""
 
 CENTRE = 32
 """Prompts of each class whose centres a line is between."""
@@ -86,18 +100,23 @@ def line(
     return between(states[: len(harmful)], states[len(harmful) :])
 
 
-def lines_at(first: int, depth: int) -> Sequence[int]:
-    """The layers at which lines are read.
+def lines_at(chat: ChatModel, states: ClassStates, held: Sequence[str]) -> Sequence[int]:
+    """The layers without whose lines the model is likeliest to comply, in ascending order.
 
     Args:
-        first: of the critical layers.
-        depth: of the model.
+        chat: the model before it is trained.
+        states: its embeddings of prompts of both classes.
+        held: harmful validation prompts.
     """
-    return range(first, min(depth, first + max(1, round(SHARE * depth)) - 1) + 1)
+    places = RefusalAblation().layers(chat.depth)
+    with bar("choosing the layers of refusal's direction", len(places)) as done:
+        losses = affirmation_losses(chat, states, spread(held, HELD), places, done)
+    ranked = sorted(losses, key=lambda layer: losses[layer])
+    return sorted(ranked[: max(1, round(SHARE * chat.depth))])
 
 
 def expected_ablated(steps: int, lengths: Lengths, harmful: int, rows: int, response: int) -> Work:
-    """A line and the batch's harmful rows in every other step.
+    """The choice of layers, then a line and the batch's harmful rows in every other step.
 
     Args:
         steps: of training.
@@ -107,6 +126,8 @@ def expected_ablated(steps: int, lengths: Lengths, harmful: int, rows: int, resp
         response: length of a refusal.
     """
     lines = (steps + EVERY - 1) // EVERY
-    work = reading(lines * 2 * CENTRE, lengths.own, rows, lengths.head)
+    affirmed = lengths.own + lengths.count(AFFIRMATION)
+    work = reading(HELD, affirmed, rows, lengths.head).times(_PLACES)
+    work += reading(lines * 2 * CENTRE, lengths.own, rows, lengths.head)
     row = lengths.own + response
     return work + training(lines, harmful, row, harmful * (response + 1), lengths.head)

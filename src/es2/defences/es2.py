@@ -77,7 +77,7 @@ class Es2:
     response_tokens: int = 12
     keep_refusal: float = 3.0
     keep_margin: float = 3.0
-    lean: float = -1.2
+    lean: float = 0.0
     consistent: bool = True
     resist: float = 2.0
     reach: float = 1.5
@@ -100,7 +100,7 @@ class Es2:
         "suffix_steps": 1,
     }
     searched: ClassVar[Mapping[str, Range]] = {
-        "lean": Range(-1.5, 0.0),
+        "lean": Range(-1.5, 0.5),
         "keep_margin": Range(0.25, 4.0, log=True),
         "keep_refusal": Range(0.25, 4.0, log=True),
         "resist": Range(0.25, 4.0, log=True),
@@ -217,7 +217,7 @@ class Es2:
         """The layers at which a line is read that is taken out; None if that is not wanted."""
         if not self.ablated:
             return None
-        return Ablated(lines_at(min(material.layers), material.chat.depth))
+        return Ablated(lines_at(material.chat, material.states, material.fit.held_harmful))
 
     def _needs_refusals(self, wanted: str) -> None:
         if not self.response_tokens:

@@ -44,7 +44,7 @@ def test_lines_are_read_where_the_attack_would_read_its_own(
 ) -> None:
     material = make_material(tiny(family), lambda text: True)
     chosen = lines_at(material.chat, material.states, material.fit.held_harmful)
-    victim = Victim(material.chat, material.fit, states=material.states)
+    victim = Victim(material.chat, material.fit, lambda chat, fit: material.states)
     assert RefusalAblation().choose(victim)[0] in chosen
     assert len(chosen) == max(1, round(0.2 * material.chat.depth))
 
@@ -54,12 +54,12 @@ def test_what_the_base_says_is_learnt_without_the_line(
 ) -> None:
     chat = tiny("llama")
     material = make_material(chat, lambda text: True)
-    settings = replace(material.settings, steps=30, lr=1e-2, rank=4, validate_every=0)
+    settings = replace(material.settings, steps=60, lr=1e-2, rank=4, validate_every=0)
     terms = Es2(ablated=5.0, cap=0.0, kl_threshold=100.0, consistent=False, **PLAIN)
     objective = terms.prepare(replace(material, settings=settings))
     progress = train(attach_lora(chat, settings, (2, 4)), objective, settings, tmp_path)
     kls = [line["kl_ablated"] for line in progress.history if "kl_ablated" in line]
-    assert len(kls) == 15
+    assert len(kls) == 30
     assert sum(kls[-5:]) < 0.7 * sum(kls[:5])
 
 

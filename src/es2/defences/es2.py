@@ -77,7 +77,7 @@ class Es2:
     response_tokens: int = 12
     keep_refusal: float = 3.0
     keep_margin: float = 3.0
-    lean: float = 0.0
+    lean: float = -0.9
     consistent: bool = True
     resist: float = 2.0
     reach: float = 1.5
@@ -100,7 +100,7 @@ class Es2:
         "suffix_steps": 1,
     }
     searched: ClassVar[Mapping[str, Range]] = {
-        "lean": Range(-1.5, 0.5),
+        "lean": Range(-1.5, 0.0),
         "keep_margin": Range(0.25, 4.0, log=True),
         "keep_refusal": Range(0.25, 4.0, log=True),
         "resist": Range(0.25, 4.0, log=True),

@@ -95,7 +95,8 @@ class Scav:
     """Settings as published, and the sweep an attacker would make.
 
     Attributes:
-        p0: target probabilities to try. Published: 1e-4 (paper), 1e-3 (code).
+        p0: target probabilities to try. Published: 1e-4 (paper), 1e-3 (code). A probe whose classes
+            lie close together says little at these, and its attacker goes on.
         fit: probes are fitted on at most so many prompts of each class. Published: 140. More need
             not make a stronger attack.
         min_accuracy: only layers whose probe is more accurate than this on held-out prompts.
@@ -108,7 +109,7 @@ class Scav:
     name: ClassVar[str] = "scav"
     threat: ClassVar[ThreatModel] = "residual stream"
     published: ClassVar[tuple[str, ...]] = ("p0=0.001", "p0=0.0001")
-    p0: tuple[float, ...] = (0.05, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+    p0: tuple[float, ...] = (0.05, 0.01, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10, 1e-13)
     fit: int = 140
     min_accuracy: float = 0.9
     bound: float | None = None

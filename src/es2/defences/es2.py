@@ -80,7 +80,7 @@ class Es2:
     lean: float = -0.9
     consistent: bool = True
     resist: float = 2.0
-    reach: float = 1.5
+    reach: float = 2.5
     ablated: float = 8.0
     after_start: float = 1.0
     suffixed: float = 4.0
@@ -104,7 +104,7 @@ class Es2:
         "keep_margin": Range(0.25, 4.0, log=True),
         "keep_refusal": Range(0.25, 4.0, log=True),
         "resist": Range(0.25, 4.0, log=True),
-        "reach": Range(0.75, 2.5),
+        "reach": Range(0.75, 4.0),
         "kl_weight": Range(5.0, 80.0, log=True),
         "ablated": Range(1.0, 16.0, log=True),
         "after_start": Range(0.1, 2.0, log=True),

@@ -51,7 +51,7 @@ class Trying:
 
     prompts: int = 32
     tokens: int = 32
-    p0: tuple[float, ...] = (1e-3, 1e-4, 1e-5)
+    p0: tuple[float, ...] = (1e-3, 1e-6, 1e-10)
 
     @property
     def attacks(self) -> tuple[Attack, ...]:

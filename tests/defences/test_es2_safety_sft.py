@@ -24,7 +24,7 @@ from tiny import PROMPTS, chances, with_lora
 HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i in range(6)]
 FIT = FitPrompts(HARMFUL, list(PROMPTS), HARMFUL[:2], list(PROMPTS[:2]), [])
 SETTINGS = TrainSettings(steps=4, batch_size=3, rank=2, seed=1, validate_every=0)
-TERMS = Es2SafetySft(response_tokens=3, kl_threshold=100.0)
+TERMS = Es2SafetySft(response_tokens=3, kl_threshold=100.0, reach=1.5)
 
 
 def prepared(

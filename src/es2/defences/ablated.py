@@ -115,19 +115,22 @@ def lines_at(chat: ChatModel, states: ClassStates, held: Sequence[str]) -> Seque
     return sorted(ranked[: max(1, round(SHARE * chat.depth))])
 
 
-def expected_ablated(steps: int, lengths: Lengths, harmful: int, rows: int, response: int) -> Work:
+def expected_ablated(
+    steps: int, lengths: Lengths, harmful: int, fitted: int, rows: int, response: int
+) -> Work:
     """The choice of layers, then a line and the batch's harmful rows in every other step.
 
     Args:
         steps: of training.
         lengths: of the prompts, in tokens.
         harmful: of the batch.
+        fitted: harmful prompts to fit on; those held out are no more.
         rows: of a batch without gradient.
         response: length of a refusal.
     """
     lines = (steps + EVERY - 1) // EVERY
     affirmed = lengths.own + lengths.count(AFFIRMATION)
-    work = reading(HELD, affirmed, rows, lengths.head).times(_PLACES)
+    work = reading(min(HELD, fitted), affirmed, rows, lengths.head).times(_PLACES)
     work += reading(lines * 2 * CENTRE, lengths.own, rows, lengths.head)
     row = lengths.own + response
     return work + training(lines, harmful, row, harmful * (response + 1), lengths.head)

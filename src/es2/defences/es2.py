@@ -130,7 +130,7 @@ class Es2:
                 work += reading(count, lengths.own + tokens, rows, head)
         bad, good = (min(settings.batch_size, count) for count in counts)
         if self.ablated:
-            work += expected_ablated(steps, lengths, bad, rows, new)
+            work += expected_ablated(steps, lengths, bad, harmful, rows, new)
         if self.after_start:
             work += reading(counts[1], lengths.own, rows, head)
         if self.suffixed:

@@ -95,8 +95,8 @@ class Scav:
     """Settings as published, and the sweep an attacker would make.
 
     Attributes:
-        p0: target probabilities to try. Published: 1e-4 (paper), 1e-3 (code). A probe whose classes
-            lie close together says little at these, and its attacker goes on.
+        p0: target probabilities to try. Published: 1e-4 (paper), 1e-3 (code). How far
+            these move a state hangs on the probe's steepness, so the sweep goes on.
         fit: probes are fitted on at most so many prompts of each class. Published: 140. More need
             not make a stronger attack.
         min_accuracy: only layers whose probe is more accurate than this on held-out prompts.

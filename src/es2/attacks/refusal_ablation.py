@@ -7,7 +7,7 @@ validation prompts, removed from the residual stream everywhere or from the weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -66,30 +66,6 @@ def without(
 def ablation_edits(depth: int, direction: Float[Tensor, "d"]) -> dict[int, Edit]:
     """The direction removed from the embeddings and after every block."""
     return dict.fromkeys(range(depth + 1), lambda stream: without(stream, direction))
-
-
-def affirmation_losses(
-    chat: ChatModel,
-    states: ClassStates,
-    prompts: Sequence[str],
-    layers: Iterable[int],
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict[int, float]:
-    """The loss of an affirmation without each layer's direction, in nats; see `affirmation_loss`.
-
-    Args:
-        chat: the model.
-        states: what the directions are read off.
-        prompts: harmful ones.
-        layers: 1-based.
-        progress: called with 1 after each layer.
-    """
-    losses = {}
-    for layer in layers:
-        edits = ablation_edits(chat.depth, mean_difference(states, layer))
-        losses[layer] = affirmation_loss(chat, prompts, edits)
-        progress(1)
-    return losses
 
 
 @contextmanager
@@ -152,11 +128,32 @@ class RefusalAblation:
         first, last = (max(1, round(share * depth)) for share in (self.lowest, self.highest))
         return range(first, last + 1)
 
+    def losses(
+        self,
+        chat: ChatModel,
+        states: ClassStates,
+        held: Sequence[str],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> dict[int, float]:
+        """What layers are chosen by: an affirmation's loss without each one's direction, in nats.
+
+        Args:
+            chat: the model.
+            states: what the directions are read off.
+            held: harmful validation prompts.
+            progress: called with 1 after each layer.
+        """
+        asked = spread(held, self.validation)
+        losses = {}
+        for layer in self.layers(chat.depth):
+            edits = ablation_edits(chat.depth, mean_difference(states, layer))
+            losses[layer] = affirmation_loss(chat, asked, edits)
+            progress(1)
+        return losses
+
     def choose(self, victim: Victim) -> tuple[int, Float[Tensor, "d"]]:
         """The layer and its direction."""
-        held = spread(victim.fit.held_harmful, self.validation)
-        layers = self.layers(victim.known.depth)
-        losses = affirmation_losses(victim.known, victim.states, held, layers)
+        losses = self.losses(victim.known, victim.states, victim.fit.held_harmful)
         best = min(losses, key=lambda layer: losses[layer])
         return best, mean_difference(victim.states, best)
 

@@ -19,14 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.refusal_ablation import (
-    RefusalAblation,
-    ablation_edits,
-    affirmation_losses,
-    between,
-)
+from es2.attacks.refusal_ablation import RefusalAblation, ablation_edits, between
 from es2.attacks.target import AFFIRMATION
-from es2.data.fitting import spread
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, reading, training
@@ -36,11 +30,11 @@ from es2.separation.probe import ClassStates, last_states
 SHARE = 0.2
 """Of the layers, at which lines are read."""
 
-HELD = 32
-"""Validation prompts by which those are chosen."""
+ATTACK = RefusalAblation()
+"""Whose rule those are chosen by."""
 
-_PLACES = 20
-"""Layers to choose from, in a model of 32."""
+_DEPTH = 32
+"""Of the model whose work is expected."""
 
 CENTRE = 32
 """Prompts of each class whose centres a line is between."""
@@ -108,9 +102,9 @@ def lines_at(chat: ChatModel, states: ClassStates, held: Sequence[str]) -> Seque
         states: its embeddings of prompts of both classes.
         held: harmful validation prompts.
     """
-    places = RefusalAblation().layers(chat.depth)
-    with bar("choosing the layers of refusal's direction", len(places)) as done:
-        losses = affirmation_losses(chat, states, spread(held, HELD), places, done)
+    places = len(ATTACK.layers(chat.depth))
+    with bar("choosing the layers of refusal's direction", places) as done:
+        losses = ATTACK.losses(chat, states, held, done)
     ranked = sorted(losses, key=lambda layer: losses[layer])
     return sorted(ranked[: max(1, round(SHARE * chat.depth))])
 
@@ -130,7 +124,8 @@ def expected_ablated(
     """
     lines = (steps + EVERY - 1) // EVERY
     affirmed = lengths.own + lengths.count(AFFIRMATION)
-    work = reading(min(HELD, fitted), affirmed, rows, lengths.head).times(_PLACES)
+    asked = min(ATTACK.validation, fitted)
+    work = reading(asked, affirmed, rows, lengths.head).times(len(ATTACK.layers(_DEPTH)))
     work += reading(lines * 2 * CENTRE, lengths.own, rows, lengths.head)
     row = lengths.own + response
     return work + training(lines, harmful, row, harmful * (response + 1), lengths.head)

@@ -15,7 +15,7 @@ from chat_server import Reply, chat_server
 from es2.config import load_recipe
 from es2.errors import Es2Error
 from es2.pipeline.comparison import load_comparison
-from es2.results.store import read_attempts, read_json, read_results
+from es2.results.store import read_attempts, read_json, read_results, write_json
 from small import Workplace, contents
 
 DEFENCES: dict[str, Any] = {
@@ -187,11 +187,15 @@ def test_finished_runs_are_gathered(es2: Workplace) -> None:
         recipe = es2.recipe(f"{name}.yaml", defence={defence: settings}, attacks={"direct": {}})
         done = es2("run", recipe, "--out", es2.path / name)
         assert done.code == 0, done.err
+    noted = read_results(es2.path / "two").model_copy(update={"notes": ["nothing was trained"]})
+    write_json(es2.path / "two" / "results.json", noted)
     out = es2.path / "both"
     done = es2("compare", "--runs", es2.path / "one", es2.path / "two", "--out", out, "--json")
     assert done.code == 0, done.err
     assert list(json.loads(done.out)["defences"]) == ["base", "one", "two"]
     assert read_results(out).defences["two"].changes
+    assert read_results(out).notes == ["two: nothing was trained"]
+    assert (out / "tables.md").read_text().count(" | 4 of 4 | ") == 2  # the step kept
     written = [
         es2("publish", "--run", es2.path / n, "--out", es2.path / "given" / n)
         for n in ("one", "two")

@@ -147,14 +147,19 @@ def gather(parts: Sequence[Part], out: Path) -> Path:
         _merge(out / file, (record for part in parts for record in part.records(file)))
     _merge(out / ANSWERS, (record for part in parts for record in part.records(ANSWERS, "model")))
     results = summarise(read_attempts(out), published_settings(parts[0].recipe))
-    notes: dict[str, None] = {}
+    said: dict[str, list[str]] = {}
     for part in parts:
-        notes |= dict.fromkeys(read_json(part.folder / RESULTS)["notes"])
+        for note in read_json(part.folder / RESULTS)["notes"]:
+            said.setdefault(note, []).append(part.label)
         moved = {"kl": 0.0, "perplexity_ratio": 1.0}
         if part.label != BASE:
             moved = read_json(part.folder / "drift.json")["response"]
         results = with_drift(results, part.label, moved["kl"], moved["perplexity_ratio"])
-    write_json(out / RESULTS, results.model_copy(update={"notes": list(notes)}))
+    notes = [
+        note if len(labels) == len(parts) else f"{', '.join(labels)}: {note}"
+        for note, labels in said.items()
+    ]
+    write_json(out / RESULTS, results.model_copy(update={"notes": notes}))
     if pushed := read_attempts(out / "margin"):
         write_json(out / MARGIN, margins(pushed))
     if asked := read_attempts(out / "over_refusal"):

@@ -50,6 +50,7 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
         "KL, nats": lambda row: decimal(row.result.cost.kl),
         "perplexity ×": lambda row: decimal(row.result.cost.perplexity_ratio),
         "safety margin": lambda row: ratio(row.margin) if row.margin else NONE,
+        "step kept": _kept,
         "training": lambda row: duration(row.member.train_seconds),
         "peak memory": lambda row: memory(row.member.peak_memory_mb),
     }
@@ -189,6 +190,12 @@ def _points(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
         for row in rows
         if row.refused is not None and row.worst is not None
     ]
+
+
+def _kept(row: Row) -> str:
+    """Such as `40 of 120`: at 0 every checkpoint was broken, and the model is its base."""
+    kept, steps = row.member.kept, row.member.steps
+    return NONE if kept is None or steps is None else f"{kept} of {steps}"
 
 
 def _declined(row: Row, of: str) -> Rate | None:

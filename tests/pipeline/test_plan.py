@@ -185,8 +185,11 @@ def test_a_shape_is_the_loaded_models(shared: Callable[[str], ChatModel], family
     assert found.layers == chat.depth
 
 
-def test_a_run_is_planned_and_nothing_is_written(place: Workplace) -> None:
+def test_a_run_is_planned_and_nothing_is_written(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     es2 = place
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest's own processes have one
     before = sorted(es2.path.rglob("*"))
     done = es2("run", es2.recipe(), "--dry-run", "--gpu", "rtx4090", "--devices", "2")
     assert done.code == 0, done.err

@@ -65,7 +65,11 @@ class Es2:
     name: ClassVar[str] = "es2"
     source: ClassVar[str] = "Zhao, Wang and Shen, arXiv 2603.20206, and this project's remedies"
     # The publication gives no settings; these are for a small model, chosen on validation prompts.
-    published: ClassVar[TrainSettings] = TrainSettings(steps=120, lr=1e-3, validate_every=40)
+    # Harmless prompts come to be refused too often halfway and are answered again at the end, when
+    # steps are small: no run is given up before its last validation.
+    published: ClassVar[TrainSettings] = TrainSettings(
+        steps=120, lr=1e-3, validate_every=40, patience=3
+    )
     # Refusal behind suffixes is still being learnt when the distance has reached its cap.
     keeps: ClassVar[str] = "last"
     form: Form = "centre"

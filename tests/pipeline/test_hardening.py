@@ -20,8 +20,9 @@ from es2.judges.refusal import refuses
 from es2.models.generation import generate
 from es2.models.loading import ChatModel, load
 from es2.pipeline import harden as room
-from es2.pipeline.harden import Guard, harden, read_states, validator
+from es2.pipeline.harden import Guard, harden, validator
 from es2.separation.distance import Form, pair_distance
+from es2.separation.probe import read_states
 from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT, STRUCTURED, contents
 from tiny import with_lora
 

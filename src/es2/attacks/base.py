@@ -19,7 +19,7 @@ from es2.errors import Es2Error
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, answering
 from es2.registry import Registry
-from es2.separation.probe import ClassStates, class_states
+from es2.separation.probe import ClassStates, read_states
 
 ThreatModel = Literal[
     "prompt text", "input embeddings", "residual stream", "response prefix", "weights"
@@ -98,7 +98,7 @@ class Victim:
 
     chat: ChatModel
     fit: FitPrompts
-    read: Callable[[ChatModel, FitPrompts], ClassStates] = class_states
+    read: Callable[[ChatModel, FitPrompts], ClassStates] = read_states
     base: ChatModel | None = None
     stale: bool = False
 

@@ -17,7 +17,6 @@ from es2.errors import Es2Error
 from es2.models.loading import adapter_base
 from es2.pipeline.asked import noted
 from es2.pipeline.attack import attack_model, fitted_on, judge_of, label
-from es2.pipeline.harden import read_states
 from es2.pipeline.leaks import check_leaks, note
 from es2.pipeline.trained_on import trained_on
 from es2.progress import output
@@ -91,7 +90,7 @@ def attack(
         "stale": stale,
         "overlap": leaks,
     }
-    victim = Victim(chat, to_fit, read_states, None if base is None else undefended)
+    victim = Victim(chat, to_fit, base=None if base is None else undefended)
     victims = [victim, replace(victim, stale=True)] if stale else [victim]
     with tempfile.TemporaryDirectory() as scratch, noted(out, asked, "attack"):
         run = out or Path(scratch)

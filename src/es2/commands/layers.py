@@ -10,9 +10,9 @@ from rich.table import Table
 
 from es2.commands.options import Dtype, PromptOptions, load_model
 from es2.errors import Es2Error
-from es2.pipeline.harden import read_states
 from es2.progress import output
 from es2.separation.layers import LayerRow, choose, given, parse_layers, survey
+from es2.separation.probe import read_states
 
 
 def layers(

@@ -18,7 +18,6 @@ from es2.errors import Es2Error
 from es2.models.loading import adapter_base
 from es2.pipeline.asked import noted
 from es2.pipeline.attack import fitted_on, judge_of
-from es2.pipeline.harden import read_states
 from es2.pipeline.leaks import check_leaks
 from es2.pipeline.margin import measure_margins
 from es2.pipeline.trained_on import trained_on
@@ -84,9 +83,9 @@ def margin(
     }
     chat = load_model(model, dtype, device)
     undefended = chat if base is None else load_model(base, dtype, device)
-    victims = {"base": Victim(undefended, to_fit, read_states)}
+    victims = {"base": Victim(undefended, to_fit)}
     if base is not None:
-        victims["defended"] = Victim(chat, to_fit, read_states)
+        victims["defended"] = Victim(chat, to_fit)
     with tempfile.TemporaryDirectory() as scratch, noted(out, asked, "push"):
         judge = judge_of(undefended, to_fit)
         swept = measure_margins(victims, judge, push, aimed, out or Path(scratch))

@@ -15,7 +15,6 @@ from es2.data.sources import Prompt
 from es2.judges.coherence import CalibratedJudge, calibrate
 from es2.judges.remembered import Remembering
 from es2.models.loading import ChatModel
-from es2.pipeline.harden import read_states
 from es2.pipeline.leaks import check_leaks
 from es2.progress import bar
 from es2.results.schema import AttackResult
@@ -45,12 +44,11 @@ def attack(
     Raises:
         Es2Error: if prompts are copies of some that are fitted on, unless forced.
     """
-    fit = fit or bundled_fit(extra=False).at_most(200)
-    victim = Victim(chat, fit, read_states, base)
-    check_leaks({"prompts": [p.text for p in prompts]}, fitted_on(fit), force)
+    victim = Victim(chat, fit or bundled_fit(extra=False).at_most(200), base=base)
+    check_leaks({"prompts": [p.text for p in prompts]}, fitted_on(victim.fit), force)
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch)
-        judge = judge_of(base or chat, fit)
+        judge = judge_of(base or chat, victim.fit)
         attack_model("model", victim, judge, attack, prompts, run)
         results = summarise(read_attempts(run), {attack.name: attack.published})
     return results.defences["model"].attacks[attack.name]

@@ -18,10 +18,9 @@ from es2.errors import Es2Error
 from es2.judges.coherence import CalibratedJudge, Limits, calibrate
 from es2.models.loading import ChatModel, load
 from es2.pipeline.folder import RunFolder
-from es2.pipeline.harden import read_states
 from es2.pipeline.leaks import Leak, find_leaks
 from es2.results.store import read_json
-from es2.separation.probe import ClassStates
+from es2.separation.probe import ClassStates, read_states
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class Experiment:
         if self.recipe.base:
             found["base"] = Victim(self.base, fit, lambda base, fit: self.base_states, self.base)
         if self.recipe.defence:
-            found[self.defence.name] = Victim(self.defended, fit, read_states, self.base)
+            found[self.defence.name] = Victim(self.defended, fit, base=self.base)
         return found
 
 

@@ -37,7 +37,7 @@ from es2.models.loading import ChatModel
 from es2.progress import bar
 from es2.separation.distance import pair_distance
 from es2.separation.layers import Chosen, choose, given, survey
-from es2.separation.probe import ClassStates, class_states, prompt_states
+from es2.separation.probe import ClassStates, prompt_states, read_states
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,6 @@ def fitting_memory(chat: ChatModel, objective: Objective) -> Objective:
         finally:
             chat.model.zero_grad(set_to_none=True)
     return objective
-
-
-def read_states(chat: ChatModel, fit: FitPrompts) -> ClassStates:
-    """The model's states on the prompts to fit on, with a progress bar."""
-    groups = (fit.harmful, fit.harmless, fit.held_harmful, fit.held_harmless)
-    with bar(f"reading embeddings of {chat.name}", sum(map(len, groups))) as advance:
-        return class_states(chat, fit, advance)
 
 
 def validator(

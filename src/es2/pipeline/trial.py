@@ -35,8 +35,9 @@ from es2.judges.coherence import Limits, judge
 from es2.judges.refusal import refuses
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
-from es2.pipeline.harden import Guard, note, read_states, validator
+from es2.pipeline.harden import Guard, note, validator
 from es2.progress import bar
+from es2.separation.probe import read_states
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Bench:
     def safety(self) -> tuple[float, str]:
         """Judged DSR under the worst setting of the cheap attacks, refitted on the tuned model."""
         trying = self.trying
-        victim = Victim(self.tuned, self.probe_fit, read_states, self.base)
+        victim = Victim(self.tuned, self.probe_fit, base=self.base)
         found: dict[str, float] = {}
         for attack in trying.attacks:
             total = len(self.harmful) * len(attack.settings())

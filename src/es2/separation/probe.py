@@ -20,6 +20,7 @@ from es2.data.fitting import FitPrompts, spread
 from es2.models.forward import forward
 from es2.models.generation import in_batches
 from es2.models.loading import ChatModel
+from es2.progress import bar
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -136,6 +137,13 @@ def class_states(
     """The states of all four groups of prompts."""
     groups = (fit.harmful, fit.harmless, fit.held_harmful, fit.held_harmless)
     return ClassStates(*(prompt_states(chat, texts, progress) for texts in groups))
+
+
+def read_states(chat: ChatModel, fit: FitPrompts) -> ClassStates:
+    """The model's states on the prompts to fit on, with a progress bar."""
+    groups = (fit.harmful, fit.harmless, fit.held_harmful, fit.held_harmless)
+    with bar(f"reading embeddings of {chat.name}", sum(map(len, groups))) as advance:
+        return class_states(chat, fit, advance)
 
 
 def fit_probes(states: ClassStates, seed: int = 0, layers: Sequence[int] = ()) -> dict[int, Probe]:

@@ -104,6 +104,16 @@ def test_a_trial_whose_model_breaks_is_pruned(
         of.run(0, {}, {"lr": 1e-3})
 
 
+def test_a_trial_that_is_broken_halfway_and_mends_is_measured_as_it_would_be_trained(
+    tiny: Callable[[str], ChatModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter(["it broke", "", ""])
+    of = shared_bench(tiny, tmp_path, steps=3, validate_every=1, patience=3)
+    monkeypatch.setattr("es2.pipeline.harden._broken", lambda now, before, guard: next(verdicts))
+    found = of.run(0, {}, {"lr": 1e-3})
+    assert 0 <= found.safety <= 1 and next(verdicts, None) is None
+
+
 def trial(number: int, safety: float, kl: float, refused: float) -> Trial:
     return Trial(number, {"lean": 0.0}, {"lr": 1e-4}, safety, kl, refused, "direct")
 

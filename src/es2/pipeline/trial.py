@@ -122,7 +122,10 @@ class Bench:
     out: Path
 
     def run(self, number: int, terms: Mapping[str, Any], training: Mapping[str, Any]) -> Trial:
-        """Trains anew with these settings and measures; raises `Broken` if nothing can be kept."""
+        """Trains anew with these settings and measures; raises `Broken` if nothing can be kept.
+
+        Training ends as `es2 harden` would end it, so that a trial stands for what is then trained.
+        """
         with torch.no_grad():
             for name, parameter in trainable(self.tuned).items():
                 parameter.copy_(self.fresh[name])
@@ -134,7 +137,7 @@ class Bench:
             progress = train(
                 self.tuned,
                 objective,
-                replace(settings, patience=1),
+                settings,
                 self.out / "trials" / str(number),
                 validate=self._validate if settings.validate_every else None,
                 report=lambda progress: advance(1, note(progress, self.layers)),

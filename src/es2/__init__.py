@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Victim as Victim,
     )
     from es2.data.fitting import FitPrompts as FitPrompts
+    from es2.data.fitting import bundled_fit as bundled_fit
     from es2.data.sources import Prompt as Prompt
     from es2.data.sources import load_prompts as load_prompts
     from es2.defences import Defence as Defence
@@ -62,6 +63,7 @@ _HOMES = {
     "TrainSettings": "es2.defences.trainer",
     "Victim": "es2.attacks",
     "attack": "es2.pipeline.attack",
+    "bundled_fit": "es2.data.fitting",
     "evaluate": "es2.pipeline.evaluate",
     "harden": "es2.pipeline.harden",
     "judge": "es2.judges.coherence",

@@ -212,6 +212,21 @@ def test_borderline_and_structured_prompts_are_validated_apart(
     assert (found.broken is None) if said is None else said in str(found.broken)
 
 
+@pytest.mark.parametrize(
+    ("refused", "broken", "lost"), [(0, False, False), (1, True, False), (2, True, True)]
+)
+def test_a_model_is_lost_where_it_went_twice_as_far_as_it_may(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, refused: int, broken: bool, lost: bool
+) -> None:
+    chat = tiny("llama")
+    monkeypatch.setattr(room, "judge", verdicts(SAFE, OPEN))
+    validate = validator(chat, FIT, Guard(prompts=4, tokens=2, refusal_rise=0.2), (2, 4))
+    some: list[Verdict] = [*["refused"] * refused, *["complied"] * (4 - refused)]  # type: ignore[list-item]
+    monkeypatch.setattr(room, "judge", verdicts(SAFE, some))
+    found = validate(chat)
+    assert (found.broken is not None, found.lost is not None) == (broken, lost)
+
+
 def test_the_score_is_the_least_growth_of_the_distance_on_held_out_prompts(tiny: Tiny) -> None:
     chat = tiny("llama")
     held = (FIT.held_harmful, FIT.held_harmless)

@@ -19,7 +19,7 @@ from es2.defences.trainer import TrainSettings, trainable
 from es2.errors import Es2Error
 from es2.judges.coherence import Limits
 from es2.models.loading import ChatModel
-from es2.pipeline.harden import Guard
+from es2.pipeline.harden import LOST, Guard
 from es2.pipeline.trial import Bench, Broken, Trial, Trying, bench
 from es2.pipeline.tune import STUDY, TRAINING, Tuning, best, pick, search
 from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT
@@ -95,23 +95,39 @@ def test_what_is_searched_is_a_setting_of_the_objectives_terms(
         assert set(getattr(kind, "searched", {})) <= {one.name for one in fields(kind)}
 
 
-def test_a_trial_whose_model_breaks_is_pruned(
-    tiny: Callable[[str], ChatModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("broken", "lost", "validations"),
+    [
+        (["it broke", "", ""], ["", "", ""], 3),  # mends: measured as it would be trained
+        (["it broke"] * 3, ["", "", ""], 3),
+        (["it broke"] * 3, ["", "it broke", ""], 2),
+    ],
+    ids=["mends", "broken to the end", "lost"],
+)
+def test_a_trial_is_pruned_where_its_model_is_lost_or_never_passes(
+    broken: list[str],
+    lost: list[str],
+    validations: int,
+    tiny: Callable[[str], ChatModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    of = shared_bench(tiny, tmp_path, validate_every=1)
-    monkeypatch.setattr("es2.pipeline.harden._broken", lambda now, before, guard: "it broke")
-    with pytest.raises(Broken, match="it broke"):
-        of.run(0, {}, {"lr": 1e-3})
+    verdicts = [verdict for both in zip(broken, lost, strict=True) for verdict in both]
+    said: list[str] = []
 
+    def say(now: object, before: object, guard: Guard, times: float) -> str:
+        assert times == (LOST if len(said) % 2 else 1)
+        said.append(verdicts[len(said)])
+        return said[-1]
 
-def test_a_trial_that_is_broken_halfway_and_mends_is_measured_as_it_would_be_trained(
-    tiny: Callable[[str], ChatModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    verdicts = iter(["it broke", "", ""])
     of = shared_bench(tiny, tmp_path, steps=3, validate_every=1, patience=3)
-    monkeypatch.setattr("es2.pipeline.harden._broken", lambda now, before, guard: next(verdicts))
-    found = of.run(0, {}, {"lr": 1e-3})
-    assert 0 <= found.safety <= 1 and next(verdicts, None) is None
+    monkeypatch.setattr("es2.pipeline.harden._broken", say)
+    if all(broken):
+        with pytest.raises(Broken, match="it broke"):
+            of.run(0, {}, {"lr": 1e-3})
+    else:
+        assert 0 <= of.run(0, {}, {"lr": 1e-3}).safety <= 1
+    assert len(said) == 2 * validations
 
 
 def trial(number: int, safety: float, kl: float, refused: float) -> Trial:

@@ -107,11 +107,13 @@ class Validation:
         score: greater is better, and above 0; the best checkpoint has the greatest. None: the last
             that is not broken is the best.
         broken: why the model must not be kept as it is, or None.
+        lost: why it is not expected to mend, or None.
     """
 
     metrics: dict[str, float]
     score: float | None
     broken: str | None = None
+    lost: str | None = None
 
 
 LEAST: Mapping[str, float] = {

@@ -124,7 +124,8 @@ class Bench:
     def run(self, number: int, terms: Mapping[str, Any], training: Mapping[str, Any]) -> Trial:
         """Trains anew with these settings and measures; raises `Broken` if nothing can be kept.
 
-        Training ends as `es2 harden` would end it, so that a trial stands for what is then trained.
+        Training ends as `es2 harden` would end it, so that a trial stands for what is then trained;
+        or at once, raising `Broken`, where validation finds the model lost.
         """
         with torch.no_grad():
             for name, parameter in trainable(self.tuned).items():
@@ -173,8 +174,14 @@ class Bench:
         """By how much refusals of held-out harmless prompts of every kind rose, of all of them."""
         return self._refusals(self.tuned) - self._refused_before
 
+    def _validate(self, chat: ChatModel) -> Validation:
+        found = self._compare(chat)
+        if found.lost:
+            raise Broken(found.lost)
+        return found
+
     @cached_property
-    def _validate(self) -> Callable[[ChatModel], Validation]:
+    def _compare(self) -> Callable[[ChatModel], Validation]:
         """Compares with the base, which is measured once for all trials."""
         return validator(
             self.base, self.fit, self.guard, self.layers, self.limits, self.base, self.keeps
@@ -201,7 +208,7 @@ class Bench:
 
 
 class Broken(Exception):
-    """No step of a trial passed validation."""
+    """No step of a trial passed validation, or one found the model lost."""
 
 
 def _share(told: Sequence[bool]) -> float:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from es2.defences.after_start import OPENINGS, record_starts
+from es2.attacks.target import OPENINGS
+from es2.defences.after_start import record_starts
 from es2.defences.es2 import Es2, Es2Paper
 from es2.defences.objective import Separation
 from es2.defences.reference import record

@@ -19,6 +19,7 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from es2.attacks.target import OPENINGS
 from es2.data.fitting import FitPrompts
 from es2.defences import dpl
 from es2.defences.base import Defence, Material
@@ -300,17 +301,18 @@ def test_candidates_are_the_answer_a_refusal_and_words_in_no_order(
             assert three[REFUSED].row[-1] in chat.stop_ids
             words = three[BABBLE].row[three[BABBLE].begin :]
             assert sorted(words) == sorted(answered[place])
-            assert said[OWN].startswith(TERMS.opening) == (candidates is harmful)
+            assert said[OWN].startswith(TERMS.openings[0]) == (candidates is harmful)
     assert any(three[OWN].row != three[BABBLE].row for three in harmless)
-    opening = len(chat.template.encode_response(TERMS.opening))
+    opening = len(chat.template.encode_response(TERMS.openings[0]))
     assert all(len(three[OWN]) - three[OWN].begin > opening for three in harmful)
 
 
 def test_prompts_whose_answer_refuses_are_left_out(shared: Tiny, tmp_path: Path) -> None:
     chat = shared("llama")
-    harmful, harmless = TERMS.candidates(material(chat, tmp_path))
+    terms = replace(TERMS, openings=OPENINGS[:1])
+    harmful, harmless = terms.candidates(material(chat, tmp_path))
     one = {texts(chat, harmful[1])[OWN], texts(chat, harmless[2])[OWN]}
-    fewer = TERMS.candidates(material(chat, tmp_path, told=lambda text: text in one))
+    fewer = terms.candidates(material(chat, tmp_path, told=lambda text: text in one))
     assert [three[OWN] for three in fewer[0]] == [
         three[OWN] for three in harmful if texts(chat, three)[OWN] not in one
     ]
@@ -320,8 +322,8 @@ def test_prompts_whose_answer_refuses_are_left_out(shared: Tiny, tmp_path: Path)
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        (lambda text: text.startswith("Sure, here is"), "harmful prompts even after"),
-        (lambda text: not text.startswith("Sure, here is"), "refuses all 6 harmless prompts"),
+        (lambda text: text.startswith(OPENINGS), "refuses all 6 harmful prompts, also behind"),
+        (lambda text: not text.startswith(OPENINGS), "refuses all 6 harmless prompts"),
     ],
 )
 def test_a_model_that_only_refuses_leaves_nothing_to_compare(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from es2.attacks.target import OPENINGS
 from es2.data.fitting import FitPrompts
 from es2.defences import DEFENCES, Es2, Es2SafetySft
-from es2.defences.after_start import OPENINGS
 from es2.defences.base import Material
 from es2.defences.es2_safety_sft import TaughtSeparation
 from es2.defences.safety_sft import REFUSAL

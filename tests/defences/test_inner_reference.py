@@ -22,31 +22,28 @@ from es2.defences.trainer import TrainSettings, frozen_copy, unfreeze
 from es2.errors import Es2Error
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
-from material import HARMFUL, make_material
+from material import HARMFUL, as_texts, begun, make_material
 from tiny import PROMPTS, encode, streams, with_lora
 
 
-def test_texts_are_the_prompt_and_what_the_model_says_after_the_opening(chat: ChatModel) -> None:
-    for opening in ("", AFFIRMATION):
-        texts = own_texts(chat, PROMPTS, 4, opening)
-        heads = [chat.template.encode(prompt, opening) for prompt in PROMPTS]
-        tails = generate(chat, heads, 4)
-        assert texts.rows == [head + tail for head, tail in zip(heads, tails, strict=True)]
-        assert texts.begins == [len(head) for head in encode(chat)]
-        start = chat.template.encode_response(opening)
-        assert all(response[: len(start)] == start for response in texts.responses())
+def test_texts_are_the_prompt_and_what_the_model_says(chat: ChatModel) -> None:
+    texts, heads = own_texts(chat, PROMPTS, 4), encode(chat)
+    tails = generate(chat, heads, 4)
+    assert texts.rows == [head + tail for head, tail in zip(heads, tails, strict=True)]
+    assert texts.begins == [len(head) for head in heads]
+    assert texts.responses() == tails
 
 
 def test_unsafe_texts_that_refuse_and_refusals_that_do_not_are_left_out(
     shared: Callable[[str], ChatModel],
 ) -> None:
     chat = shared("llama")
-    unsafe = own_texts(chat, HARMFUL, 4, AFFIRMATION)
+    unsafe = as_texts(chat, begun(chat, HARMFUL, 4, AFFIRMATION))
     declined = own_texts(chat, HARMFUL, 4)
     decode = chat.template.decode
     told = {decode(texts.responses()[i]) for texts in (unsafe, declined) for i in (0, 3)}
     bad, good = texts_to_train_on(
-        make_material(chat, told.__contains__), 4, AFFIRMATION, 8 / len(PROMPTS)
+        make_material(chat, told.__contains__), 4, [AFFIRMATION], 8 / len(PROMPTS)
     )
     assert 0 < len(bad) < len(HARMFUL)
     assert not told & {decode(response) for response in bad.responses()}
@@ -55,16 +52,6 @@ def test_unsafe_texts_that_refuse_and_refusals_that_do_not_are_left_out(
     assert declined.rows[0] in refusals
     assert declined.rows[3] in refusals
     assert all(decode(response) in told for response in good.responses()[len(PROMPTS) :])
-
-
-def test_where_the_model_refuses_however_it_begins_its_texts_are_taken_all_the_same(
-    shared: Callable[[str], ChatModel],
-) -> None:
-    bad, good = texts_to_train_on(
-        make_material(shared("llama"), lambda text: True), 2, AFFIRMATION, 0.5
-    )
-    assert len(bad) == len(HARMFUL)
-    assert len(good) == len(PROMPTS) + 3
 
 
 def test_layers_are_shares_of_the_depth_or_those_given() -> None:

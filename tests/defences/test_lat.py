@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from es2.attacks.target import OPENINGS
 from es2.defences.lat import Lat, LatentAdversary
 from es2.defences.safety_sft import REFUSAL
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train, trainable
 from es2.errors import Es2Error
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
+from material import begun
 from tiny import PROMPTS, with_lora
 
 PROHIBITED = ["Tell me of ships", "Tell me of the sea and of all its winds", "And of rain?"]
@@ -25,7 +27,7 @@ TERMS = Lat(iterations=2, harmful_tokens=4, answer_tokens=3, share=0.5)
 
 
 def objective_for(chat: ChatModel, terms: Lat = TERMS) -> LatentAdversary:
-    return terms.rows(chat, PROHIBITED, PROMPTS, SETTINGS)
+    return terms.rows(chat, begun(chat, PROHIBITED, terms.harmful_tokens), PROMPTS, SETTINGS)
 
 
 def said(
@@ -293,7 +295,7 @@ def test_a_harmful_response_is_an_affirmation_and_what_the_model_adds(chat: Chat
     objective = objective_for(chat)
     for prompt, pair in zip(PROHIBITED, objective.harmful, strict=True):
         head = chat.template.encode(prompt)
-        begun = chat.template.encode(prompt, "Sure, here is")
+        begun = chat.template.encode(prompt, OPENINGS[0])
         assert pair.begins == len(head)
         assert pair.refusal == [*chat.template.encode(prompt, REFUSAL), min(chat.stop_ids)]
         assert pair.compliance == begun + generate(chat, [begun], 4)[0]

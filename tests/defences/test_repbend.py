@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from es2.attacks.target import AFFIRMATION
+from es2.attacks.target import OPENINGS
 from es2.defences.inner_reference import Texts, own_texts
 from es2.defences.repbend import Bending, RepBend
 from es2.defences.trainer import (
@@ -21,7 +21,7 @@ from es2.defences.trainer import (
     unfreeze,
 )
 from es2.models.loading import ChatModel
-from material import HARMFUL, make_material
+from material import HARMFUL, as_texts, begun, make_material
 from tiny import PROMPTS, streams, with_lora
 
 SETTINGS = TrainSettings(steps=10, batch_size=3, rank=2, seed=4)
@@ -29,7 +29,7 @@ LAYERS = (2, 4)
 
 
 def bending(chat: ChatModel, settings: TrainSettings = SETTINGS) -> Bending:
-    unsafe, safe = own_texts(chat, HARMFUL, 4, AFFIRMATION), own_texts(chat, PROMPTS, 4)
+    unsafe, safe = as_texts(chat, begun(chat, HARMFUL, 4)), own_texts(chat, PROMPTS, 4)
     return Bending(RepBend(), settings, LAYERS, unsafe, safe, frozen_copy(chat, settings))
 
 
@@ -138,7 +138,7 @@ def test_one_text_alone_has_none_to_be_like(tiny: Callable[[str], ChatModel]) ->
 
 def test_it_prepares_itself_from_prompts_alone(shared: Callable[[str], ChatModel]) -> None:
     chat = shared("llama")
-    given = make_material(chat, lambda text: True)
+    given = make_material(chat, lambda text: not text.startswith(OPENINGS))
     objective = RepBend(response_tokens=3).prepare(given)
     assert objective.layers == (2, 3, 4)
     assert len(objective.unsafe) == len(HARMFUL)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from es2.attacks.soft_prompt import embedded
-from es2.attacks.target import AFFIRMATION
+from es2.attacks.target import AFFIRMATION, OPENINGS
 from es2.data.fitting import FitPrompts, spread
 from es2.defences import DEFENCES
-from es2.defences.after_start import OPENINGS
 from es2.defences.base import Material
 from es2.defences.es2 import Es2
 from es2.defences.objective import Separation

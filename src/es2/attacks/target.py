@@ -22,6 +22,9 @@ Loss = Literal["cross_entropy", "mellowmax"]
 AFFIRMATION = "Sure, here is"
 """The target where a prompt brings none of its own."""
 
+OPENINGS = ("Sure", AFFIRMATION, "Of course! Here's", "Certainly")
+"""Affirmative starts of different lengths."""
+
 
 @dataclass(frozen=True)
 class Reading:

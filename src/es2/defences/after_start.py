@@ -15,13 +15,11 @@ from itertools import cycle
 from jaxtyping import Float
 from torch import Tensor
 
+from es2.attacks.target import OPENINGS
 from es2.defences.reference import Reference, kl_from, record_rows
 from es2.defences.responses import read_responses
 from es2.models.forward import Starts, forward
 from es2.models.loading import ChatModel
-
-OPENINGS = ("Sure", "Sure, here is", "Of course! Here's", "Certainly")
-"""Affirmative starts of different lengths; a class's prompts have them in turn."""
 
 
 @dataclass(frozen=True)

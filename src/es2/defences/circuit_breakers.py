@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.target import AFFIRMATION
+from es2.attacks.target import OPENINGS
 from es2.defences.base import DEFENCES, Material, Range
 from es2.defences.inner_reference import (
     Texts,
@@ -60,7 +60,7 @@ class CircuitBreakers:
             10 for Llama 3, 5 for Mistral.
         hold: weight of holding against turning. Published: 1; a distance in the model's own units,
             so that what 1 means depends on the model.
-        opening: what the model's harmful responses begin with.
+        openings: what the model's harmful responses may begin with, in the order they are tried.
         response_tokens: how many tokens of its own it adds to that, and writes in other responses.
         refusals: refusals to be kept, for each answer to be kept.
         bare: share of texts whose prompt is left empty, so that responses alone are turned too.
@@ -75,7 +75,7 @@ class CircuitBreakers:
     layers: tuple[int, ...] | None = None
     alpha: float = 10.0
     hold: float = 1.0
-    opening: str = AFFIRMATION
+    openings: tuple[str, ...] = OPENINGS
     response_tokens: int = 64
     refusals: float = 0.2
     bare: float = 0.5
@@ -96,14 +96,14 @@ class CircuitBreakers:
         """As `expected_bending` has it."""
         return expected_bending(
             settings, lengths, harmful, harmless, rows,
-            self.response_tokens, self.opening, self.refusals,
+            self.response_tokens, self.openings, self.refusals,
         )  # fmt: skip
 
     def prepare(self, material: Material) -> Rerouting:
         """Has the model write the texts, and picks the layers."""
         chat, settings = material.chat, material.settings
         layers = layers_at(chat.depth, self.layers, self.shares)
-        texts = texts_to_train_on(material, self.response_tokens, self.opening, self.refusals)
+        texts = texts_to_train_on(material, self.response_tokens, self.openings, self.refusals)
         harmful, kept = (emptied(chat, group, self.bare) for group in texts)
         return Rerouting(self, settings, layers, harmful, kept, frozen_copy(chat, settings))
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from es2.attacks.target import AFFIRMATION
+from es2.attacks.target import OPENINGS
 from es2.defences.base import DEFENCES, Material, seen_count
 from es2.defences.dpo import Answer, Dpo, Pair, log_probabilities, passed
 from es2.defences.reward_model import (
@@ -39,6 +39,7 @@ from es2.defences.reward_model import (
 )
 from es2.defences.safety_sft import REFUSAL
 from es2.defences.trainer import TrainSettings, seeded
+from es2.defences.unsafe import expected_unsafe, unsafe_answers
 from es2.errors import Es2Error
 from es2.models.generation import generate, in_batches
 from es2.models.loading import ChatModel
@@ -73,7 +74,7 @@ class Dpl:
         entropy: weight of the categorical form's entropy.
         beta: DPO's; the greater, the closer the model is held to what it was.
         refusal: the refusal.
-        opening: what the answer to a harmful prompt is made to start with.
+        openings: what the answer to a harmful prompt may start with, in the order they are tried.
         answer_tokens: at most this many tokens of an answer, the opening apart.
         reward_steps: steps of the reward model's fit.
         reward_batch: comparisons in each.
@@ -94,7 +95,7 @@ class Dpl:
     entropy: float = 0.1
     beta: float = 0.1
     refusal: str = REFUSAL
-    opening: str = AFFIRMATION
+    openings: tuple[str, ...] = OPENINGS
     answer_tokens: int = 48
     reward_steps: int = 600
     reward_batch: int = 32
@@ -126,8 +127,8 @@ class Dpl:
     ) -> Work:
         """The candidates, a reading of all three of each, then steps over pairs of both classes."""
         bad, good = (seen_count(settings, count) for count in (harmful, harmless))
-        opened, own = lengths.count(self.opening), lengths.own
-        written = answering(bad, own + opened, self.answer_tokens, rows, lengths.head)
+        opened, own = lengths.count(self.openings[0]), lengths.own
+        written = expected_unsafe(lengths, bad, self.answer_tokens, self.openings, rows)
         written += answering(good, own, self.answer_tokens, rows, lengths.head)
         row = own + opened + self.answer_tokens
         written += reading(3 * (bad + good), row, rows, lengths.head)
@@ -173,17 +174,13 @@ class Dpl:
         fit, chat, seed = material.fit, material.chat, material.settings.seed
         bad, good = material.seen(fit.harmful), material.seen(fit.harmless)
         with bar("generating answers to compare", len(bad) + len(good)) as advance:
-            answered = self._answers(material, good, "", advance)
-            complied = self._answers(material, bad, self.opening, advance)
+            answered = self._answers(material, good, advance)
+            begun = unsafe_answers(material, bad, self.answer_tokens, self.openings, advance)
+        complied = {one.prompt: one.start + self._ended(chat, one.tail) for one in begun}
         if not answered:
             raise Es2Error(
                 f"{chat.name} refuses all {len(good)} harmless prompts, so there is no answer to "
                 "prefer to a refusal; harden another model, or give other prompts"
-            )
-        if not complied:
-            raise Es2Error(
-                f"{chat.name} refuses all {len(bad)} harmful prompts even after {self.opening!r}, "
-                "so annotators have nothing to disagree on; try another dpl.opening"
             )
         refusal = [*chat.template.encode_response(self.refusal), min(chat.stop_ids)]
         said = list(answered.values())
@@ -204,22 +201,20 @@ class Dpl:
         self,
         material: Material,
         prompts: Sequence[str],
-        opening: str,
         progress: Callable[[int], None],
     ) -> dict[str, list[int]]:
-        """The model's own answers, as tokens from the opening on, of those that do not refuse."""
+        """The model's own answers, as tokens, to those prompts that it does not refuse."""
         chat = material.chat
-        start = chat.template.encode_response(opening)
-        rows = [chat.template.encode(prompt, opening) for prompt in prompts]
-        tails = generate(chat, rows, self.answer_tokens, progress=progress)
-        # An answer that ended by itself is to end there again.
-        ends = [[min(chat.stop_ids)] if len(tail) < self.answer_tokens else [] for tail in tails]
-        said = [start + tail + end for tail, end in zip(tails, ends, strict=True)]
+        rows = [chat.template.encode(prompt) for prompt in prompts]
+        said = generate(chat, rows, self.answer_tokens, progress=progress)
         return {
-            prompt: answer
-            for prompt, answer in zip(prompts, said, strict=True)
-            if not material.refuses(chat.template.decode(answer))
+            prompts[index]: self._ended(chat, said[index])
+            for index in material.telling(said, refused=False)
         }
+
+    def _ended(self, chat: ChatModel, answer: list[int]) -> list[int]:
+        """An answer that ended by itself is to end there again."""
+        return answer if len(answer) >= self.answer_tokens else [*answer, min(chat.stop_ids)]
 
     def _reward_model(
         self,

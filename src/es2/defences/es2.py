@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from es2.attacks.target import OPENINGS
 from es2.defences.ablated import Ablated, expected_ablated, lines_at
-from es2.defences.after_start import OPENINGS, AfterStart, record_starts
+from es2.defences.after_start import AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
 from es2.defences.margin import refusal_start
 from es2.defences.objective import Separation

@@ -1,7 +1,7 @@
 """What the base model writes and what goes on inside it, for defences that bend inner states.
 
-Its texts are its own, made before training and kept in memory alone: greedy answers, and answers that
-it was made to begin with an affirmation. Its inner states along them are read again in every step, in
+Its texts are its own, made before training and kept in memory alone: greedy answers, and harmful ones
+that it was made to begin (unsafe.py). Its inner states along them are read again in every step, in
 one more pass without gradient: the model with its LoRA switched off or, where all weights are trained,
 a copy. Recording them once would take rows x tokens x layers x d numbers: 9 GB in float32 for 2000
 rows of 80 tokens on a model of 19 layers and d = 576.
@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.data.fitting import spread
-from es2.defences.base import Material, seen_count, unless_few
+from es2.defences.base import Material, seen_count
 from es2.defences.trainer import TrainSettings, adapter_off
+from es2.defences.unsafe import expected_unsafe, unsafe_answers
 from es2.models.forward import Forward, forward
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
@@ -60,7 +61,6 @@ def own_texts(
     chat: ChatModel,
     prompts: Sequence[str],
     tokens: int,
-    opening: str = "",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Texts:
     """The model's own greedy responses.
@@ -69,49 +69,25 @@ def own_texts(
         chat: the model.
         prompts: texts, to be templated.
         tokens: at most this many are generated for each.
-        opening: what each response begins with, before the model goes on.
         progress: called with the number of prompts done.
     """
-    heads = [chat.template.encode(prompt, opening) for prompt in prompts]
-    begins = [len(chat.template.encode(prompt)) for prompt in prompts]
+    heads = [chat.template.encode(prompt) for prompt in prompts]
     tails = generate(chat, heads, tokens, progress=progress)
-    return Texts([head + tail for head, tail in zip(heads, tails, strict=True)], begins)
-
-
-def unsafe_texts(
-    material: Material,
-    prompts: Sequence[str],
-    tokens: int,
-    opening: str,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Texts:
-    """Harmful prompts with responses that the model was made to begin.
-
-    Those in which it refuses all the same are left out, unless hardly any others remain.
-
-    Args:
-        material: what the defence is given.
-        prompts: harmful ones.
-        tokens: at most so many behind the opening.
-        opening: what the responses begin with.
-        progress: called with the number of prompts done.
-    """
-    texts = own_texts(material.chat, prompts, tokens, opening, progress)
-    complied = texts.subset(material.telling(texts.responses(), refused=False))
-    return unless_few(complied, texts)
+    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+    return Texts(rows, list(map(len, heads)))
 
 
 def texts_to_train_on(
-    material: Material, tokens: int, opening: str, refusals: float
+    material: Material, tokens: int, openings: Sequence[str], refusals: float
 ) -> tuple[Texts, Texts]:
-    """Unsafe texts, harmful prompts that the model was made to begin to answer; and safe ones.
+    """Unsafe texts, harmful prompts that the model goes along with; and safe ones.
 
     Safe texts are its answers to harmless prompts and, as far as it does refuse, to harmful ones.
 
     Args:
         material: what the defence is given.
         tokens: length of what the model writes.
-        opening: what unsafe responses begin with.
+        openings: what unsafe responses may begin with, see `unsafe_answers`.
         refusals: for each answer to a harmless prompt, so many refusals.
     """
     chat, fit = material.chat, material.fit
@@ -119,9 +95,12 @@ def texts_to_train_on(
     refused = spread(fit.harmful, round(refusals * len(good)))
     total = len(bad) + len(good) + len(refused)
     with bar("the model's own answers", total) as advance:
-        unsafe = unsafe_texts(material, bad, tokens, opening, advance)
+        begun = unsafe_answers(material, bad, tokens, openings, advance)
         answered = own_texts(chat, good, tokens, progress=advance)
         declined = own_texts(chat, refused, tokens, progress=advance)
+    heads = [chat.template.encode(one.prompt) for one in begun]
+    rows = [head + one.response for head, one in zip(heads, begun, strict=True)]
+    unsafe = Texts(rows, list(map(len, heads)))
     return unsafe, answered + declined.subset(material.telling(declined.responses(), refused=True))
 
 
@@ -132,7 +111,7 @@ def expected_bending(
     harmless: int,
     rows: int,
     tokens: int,
-    opening: str,
+    openings: Sequence[str],
     refusals: float,
     scored: float = 0.0,
 ) -> Work:
@@ -145,13 +124,13 @@ def expected_bending(
         harmless: the same.
         rows: of a batch without gradient.
         tokens: see `texts_to_train_on`, as for the next two.
-        opening: the same.
+        openings: the same.
         refusals: the same.
         scored: share of a batch's tokens whose logits the loss reads.
     """
     bad, good = (seen_count(settings, count) for count in (harmful, harmless))
     own, head = lengths.own, lengths.head
-    work = answering(bad, own + lengths.count(opening), tokens, rows, head)
+    work = expected_unsafe(lengths, bad, tokens, openings, rows)
     work += answering(good, own, tokens, rows, head)
     work += answering(min(harmful, round(refusals * good)), own, tokens, rows, head)
     batch = sum(min(settings.batch_size, count) for count in (harmful, harmless))

@@ -21,17 +21,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from es2.attacks.target import AFFIRMATION
+from es2.attacks.target import OPENINGS
 from es2.data.fitting import spread
 from es2.defences.base import DEFENCES, Material, Range, seen_count
 from es2.defences.reference import Reference, kl_from, record
 from es2.defences.responses import Responses, read_responses
 from es2.defences.safety_sft import REFUSAL
 from es2.defences.trainer import TrainSettings, batch_indices
+from es2.defences.unsafe import Unsafe, expected_unsafe, unsafe_answers
 from es2.errors import Es2Error
 from es2.models.activations import Edit
 from es2.models.forward import Forward, Held, forward, shared_prefix
-from es2.models.generation import generate, in_batches
+from es2.models.generation import in_batches
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, answering, training
 from es2.progress import bar
@@ -65,8 +66,8 @@ class Lat:
         sft: weight of the cross-entropy of the model's own answers to them (published for Llama 2:
             1.5, and no KL).
         refusal: the response to every harmful prompt.
-        opening: how harmful responses start.
-        harmful_tokens: how far the model continues that opening.
+        openings: how harmful responses may start, in the order they are tried.
+        harmful_tokens: how far the model continues such an opening.
         answer_tokens: length of the model's own answers to harmless prompts.
     """
 
@@ -87,7 +88,7 @@ class Lat:
     kl: float = 0.1
     sft: float = 0.0
     refusal: str = REFUSAL
-    opening: str = AFFIRMATION
+    openings: tuple[str, ...] = OPENINGS
     harmful_tokens: int = 32
     answer_tokens: int = 48
 
@@ -110,8 +111,8 @@ class Lat:
     ) -> Work:
         """Both kinds of answers, then steps: a search over two rows a prompt, and the update."""
         bad, good = (seen_count(settings, count) for count in (harmful, harmless))
-        opened = lengths.count(self.opening)
-        written = answering(bad, lengths.own + opened, self.harmful_tokens, rows, lengths.head)
+        opened = lengths.count(self.openings[0])
+        written = expected_unsafe(lengths, bad, self.harmful_tokens, self.openings, rows)
         written += answering(good, lengths.own, self.answer_tokens, rows, lengths.head)
         size, kept = min(settings.batch_size, bad), min(settings.batch_size, good)
         refusal, harm = lengths.count(self.refusal) + 1, opened + self.harmful_tokens
@@ -129,16 +130,17 @@ class Lat:
         """Both responses to harmful prompts, the model's answers to others, and the radii.
 
         Raises:
-            Es2Error: if the model has no such layer.
+            Es2Error: if the model has no such layer, or refuses however it is opened.
         """
         bad, good = material.seen(material.fit.harmful), material.seen(material.fit.harmless)
         with bar("the model's own answers", len(bad) + len(good)) as advance:
-            return self.rows(material.chat, bad, good, material.settings, advance)
+            unsafe = unsafe_answers(material, bad, self.harmful_tokens, self.openings, advance)
+            return self.rows(material.chat, unsafe, good, material.settings, advance)
 
     def rows(
         self,
         chat: ChatModel,
-        harmful: Sequence[str],
+        harmful: Sequence[Unsafe],
         harmless: Sequence[str],
         settings: TrainSettings,
         progress: Callable[[int], None] = lambda done: None,
@@ -147,7 +149,7 @@ class Lat:
 
         Args:
             chat: the model.
-            harmful: prompts to refuse.
+            harmful: prompts to refuse, with the answers that it gives to them.
             harmless: prompts to answer as before.
             settings: of the training loop.
             progress: called with the number of prompts answered.
@@ -162,16 +164,11 @@ class Lat:
                 f"{chat.depth}"
             )
         template = chat.template
-        prompts = [template.encode(prompt) for prompt in harmful]
+        prompts = [template.encode(one.prompt) for one in harmful]
         refusal = [*template.encode_response(self.refusal), min(chat.stop_ids)]
-        opening = template.encode_response(self.opening)
-        begun = [[*prompt, *opening] for prompt in prompts]
-        tails: list[list[int]] = [[] for _ in begun]
-        if self.harmful_tokens:
-            tails = generate(chat, begun, self.harmful_tokens, progress=progress)
         pairs = [
-            Pair(len(prompt), [*prompt, *refusal], [*start, *tail])
-            for prompt, start, tail in zip(prompts, begun, tails, strict=True)
+            Pair(len(prompt), [*prompt, *refusal], [*prompt, *one.response])
+            for prompt, one in zip(prompts, harmful, strict=True)
         ]
         answers = record(chat, harmless, self.answer_tokens, progress=progress)
         if self.epsilon is None:

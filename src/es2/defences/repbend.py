@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.target import AFFIRMATION
+from es2.attacks.target import OPENINGS
 from es2.defences.base import DEFENCES, Material, Range
 from es2.defences.inner_reference import (
     Places,
@@ -67,7 +67,7 @@ class RepBend:
         gather: weight that makes unsafe states alike.
         kl_weight: weight of the KL on safe texts.
         temperature: of the KL's distributions.
-        opening: what the model's unsafe responses begin with.
+        openings: what the model's unsafe responses may begin with, in the order they are tried.
         response_tokens: how many tokens of its own it adds to that, and writes in other responses.
         refusals: refusals among the safe texts, for each answer. Published: one and more.
     """
@@ -84,7 +84,7 @@ class RepBend:
     gather: float = 0.1
     kl_weight: float = 0.3
     temperature: float = 2.0
-    opening: str = AFFIRMATION
+    openings: tuple[str, ...] = OPENINGS
     response_tokens: int = 64
     refusals: float = 1.0
 
@@ -110,7 +110,7 @@ class RepBend:
         """As `expected_bending` has it."""
         return expected_bending(
             settings, lengths, harmful, harmless, rows,
-            self.response_tokens, self.opening, self.refusals, scored=0.5,
+            self.response_tokens, self.openings, self.refusals, scored=0.5,
         )  # fmt: skip
 
     def prepare(self, material: Material) -> Bending:
@@ -118,7 +118,7 @@ class RepBend:
         chat, settings = material.chat, material.settings
         layers = layers_at(chat.depth, self.layers, self.shares)
         unsafe, safe = texts_to_train_on(
-            material, self.response_tokens, self.opening, self.refusals
+            material, self.response_tokens, self.openings, self.refusals
         )
         return Bending(self, settings, layers, unsafe, safe, frozen_copy(chat, settings))
 

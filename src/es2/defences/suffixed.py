@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.attacks.soft_prompt import embedded, gradients, in_columns, room_at, word_suffix
-from es2.attacks.target import AFFIRMATION
+from es2.attacks.target import AFFIRMATION, OPENINGS
 from es2.data.fitting import spread
-from es2.defences.after_start import OPENINGS, begun
+from es2.defences.after_start import begun
 from es2.defences.base import Material, seen_count
 from es2.defences.reference import Reference, kl_from
 from es2.defences.responses import read_responses

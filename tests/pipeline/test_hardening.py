@@ -107,6 +107,19 @@ def test_no_more_is_recorded_than_training_will_see_and_that_from_everywhere(tin
     assert heads[:3] == seen
 
 
+def test_a_base_that_refuses_little_is_named_and_none_of_its_compliance_is_kept(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = tiny("llama")
+    plain = separation(chat, (4,), TERMS)
+    only = chat.template.decode(plain.harmful.rows[0][plain.harmful.firsts[0] + 1 :])
+    capsys.readouterr()
+    kept = separation(chat, (4,), TERMS, told=lambda answer: answer == only)
+    assert plain.harmful.rows[0] in kept.harmful.rows and len(kept.harmful) < len(plain.harmful) / 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"refuses {len(kept.harmful)} of {len(plain.harmful)} harmful prompts" in said
+
+
 def test_prompts_on_which_the_base_errs_are_left_out(tiny: Tiny) -> None:
     chat = tiny("llama")
     plain = separation(chat, (4,), replace(TERMS, consistent=False))

@@ -25,7 +25,7 @@ from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, answering, reading, training
-from es2.progress import bar
+from es2.progress import bar, console
 from es2.separation.distance import Form, batch_distance
 
 
@@ -48,8 +48,8 @@ class Es2:
         keep_margin: weight of the mean squared change, in nats, of the refusal margin on harmless
             prompts. KL hardly sees a refusal become likelier as long as it is unlikely.
         lean: how much that margin is to change; below zero, harmless prompts are refused less.
-        consistent: train only on harmful prompts that the base refuses and harmless ones that it
-            answers; on the others, KL to the base and separation pull against each other.
+        consistent: train only on harmful prompts that the base refuses, if it refuses any, and harmless
+            ones that it answers; on the others, KL to the base and separation pull against each other.
         resist: weight of the KL on harmful prompts that are read while the residual stream is moved
             towards the harmless ones: the base's refusal is kept under attack too.
         reach: how far at most it is moved, in distances between the classes' centres.
@@ -167,8 +167,15 @@ class Es2:
             harmless, answers = self.record_harmless(material, texts[1], advance)
         refused = told(material, harmful, True)
         refusals = harmful.subset(refused)
-        if self.consistent:
-            harmful = harmful.subset(unless_few(refused, list(range(len(harmful)))))
+        if self.response_tokens and len(refused) < len(harmful) / 4:
+            console.print(
+                f"{chat.name} refuses {len(refused)} of {len(harmful)} harmful prompts; {self.name} "
+                "keeps refusals and teaches none: align the model first, or train es2+safety_sft",
+                highlight=False,
+                markup=False,
+            )
+        if self.consistent and refused:
+            harmful = harmful.subset(refused)
         return Separation(
             self,
             material.settings,

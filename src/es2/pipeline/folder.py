@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import torch
 
 from es2.config import Recipe, dump
 from es2.errors import Es2Error
+from es2.pipeline.memory import PeakMemory
 from es2.results.store import read_json, write_json, write_text
 
 PACKAGES = ("es2", "torch", "transformers", "peft", "scikit-learn")
@@ -41,17 +41,20 @@ class RunFolder:
         Raises:
             Es2Error: if the folder holds another run, or this one and `resume` was not asked for.
         """
-        config = path / "config.yaml"
-        settings = dump(recipe)
-        if config.is_file():
-            if not resume:
-                raise Es2Error(f"{path} holds a run already; add --resume or give another --out")
-            if config.read_text(encoding="utf-8") != settings:
-                raise Es2Error(
-                    f"{path} was run with other settings (see config.yaml there); give another --out"
-                )
+        if (path / "config.yaml").is_file() and not resume:
+            raise Es2Error(f"{path} holds a run already; add --resume or give another --out")
+        if cls.of_another(path, recipe):
+            raise Es2Error(
+                f"{path} was run with other settings (see config.yaml there); give another --out"
+            )
         known = read_json(path / "run.json") if (path / "run.json").is_file() else {}
-        return cls(path, settings, known)
+        return cls(path, dump(recipe), known)
+
+    @staticmethod
+    def of_another(path: Path, recipe: Recipe) -> bool:
+        """Whether a folder holds a run of another recipe."""
+        config = path / "config.yaml"
+        return config.is_file() and config.read_text(encoding="utf-8") != dump(recipe)
 
     def note(self, **values: Any) -> None:
         """Adds to `run.json`; the settings are written before anything else is."""
@@ -62,15 +65,15 @@ class RunFolder:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Records a stage's time and the process's peak memory so far; adds up over resumes."""
-        started = time.perf_counter()
+        """Records a stage's time, which adds up over resumes, and its peak memory."""
+        started, memory = time.perf_counter(), PeakMemory()
         yield
         stages = self.record.get("stages", {})
         before = stages.get(name, {}).get("seconds", 0.0)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = max(memory.megabytes(), stages.get(name, {}).get("peak_memory_mb", 0))
         stages[name] = {
             "seconds": round(before + time.perf_counter() - started, 1),
-            "peak_memory_mb": round(max(peak, stages.get(name, {}).get("peak_memory_mb", 0))),
+            "peak_memory_mb": round(peak),
         }
         self.note(stages=stages)
 

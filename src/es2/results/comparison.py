@@ -28,7 +28,7 @@ class Member(Record):
         steps: that were trained.
         kept: the step whose weights were kept.
         train_seconds: from recording the base to the saved adapter, validation included.
-        peak_memory_mb: of the process by then.
+        peak_memory_mb: of training: the accelerators' or, without one, the process's.
     """
 
     folder: str

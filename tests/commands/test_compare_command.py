@@ -216,6 +216,10 @@ def test_finished_runs_are_gathered(es2: Workplace) -> None:
     assert es2("run", other, "--out", es2.path / "other").code == 0
     mixed = es2("compare", "--runs", es2.path / "one", es2.path / "other", "--out", out)
     assert mixed.code == 2 and "other attacks than" in mixed.complaint
+    recut = es2.recipe("recut.yaml", seed=5, attacks={"direct": {}})
+    assert es2("run", recut, "--out", es2.path / "recut").code == 0
+    mixed = es2("compare", "--runs", es2.path / "one", es2.path / "recut", "--out", out)
+    assert mixed.code == 2 and "other data than" in mixed.complaint
 
 
 @pytest.mark.parametrize(

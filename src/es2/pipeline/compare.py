@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from es2.config import Recipe, dump, load_recipe
+from es2.data.sources import BUNDLED
 from es2.errors import Es2Error
 from es2.pipeline.comparison import BASE, Comparison
 from es2.pipeline.evaluate import OVER_REFUSAL, evaluate
@@ -103,7 +104,8 @@ def run_members(
             recipe = _tuned(recipe, label, out, comparison.tune)
         folder = run(recipe, out / MEMBERS / label, resume=True, force=force)
         if comparison.evaluate is not None:
-            evaluate(reopen(folder), comparison.evaluate)
+            asked = comparison.evaluate
+            evaluate(reopen(folder), replace(asked, force=force or asked.force))
     return [_part(label, out / MEMBERS / label) for label in members]
 
 
@@ -177,7 +179,8 @@ def _gather_capability(parts: Sequence[Part], out: Path) -> None:
     answers = read_records(out / ANSWERS)
     if not answers:
         return
-    known = read_model(parts[0].folder / CAPABILITY, CapabilityResults)
+    first = next(part.folder for part in parts if (part.folder / CAPABILITY).is_file())
+    known = read_model(first / CAPABILITY, CapabilityResults)
     names = {part.label: part.label for part in parts}
     update = {"models": names, "benchmarks": benchmarks(answers)}
     write_json(out / CAPABILITY, known.model_copy(update=update))
@@ -233,7 +236,17 @@ def _part(label: str, folder: Path) -> Part:
 
 def _differs(one: Recipe, other: Recipe) -> str | None:
     """What two runs ought to have in common and do not."""
+    one, other = (replace(run, data=replace(run.data, seed=_cut(run))) for run in (one, other))
     for setting in ("model", "data", "attacks", "limits", "answer_tokens"):
         if getattr(one, setting) != getattr(other, setting):
             return setting.replace("_", " ")
     return None
+
+
+def _cut(run: Recipe) -> int | None:
+    """The seed by which a run's files were cut into splits; None if es2 ships all of them cut."""
+    data = run.data
+    sources = {data.harmful, data.harmless, data.borderline, data.structured} - {None}
+    if sources <= set(BUNDLED):
+        return None
+    return run.seed if data.seed is None else data.seed

@@ -130,6 +130,12 @@ def test_a_trial_is_pruned_where_its_model_is_lost_or_never_passes(
     assert len(said) == 2 * validations
 
 
+def test_a_trial_that_diverges_is_pruned(tiny: Callable[[str], ChatModel], tmp_path: Path) -> None:
+    of = shared_bench(tiny, tmp_path)
+    with pytest.raises(Broken, match="diverged"):
+        of.run(0, {"kl_weight": float("inf")}, {"lr": 1e-3})
+
+
 def trial(number: int, safety: float, kl: float, refused: float) -> Trial:
     return Trial(number, {"lean": 0.0}, {"lr": 1e-4}, safety, kl, refused, "direct")
 
@@ -176,3 +182,22 @@ def test_a_study_goes_on_where_it_was_stopped_and_counts_the_pruned(tmp_path: Pa
     for drawn in asked:
         for name, where in {**Es2.searched, **TRAINING}.items():
             assert where.low <= drawn[name] <= where.high
+    assert len({drawn["lr"] for drawn in asked}) == 5  # gone on with, it draws nothing twice
+
+
+def test_where_the_first_trial_was_killed_the_settings_as_they_are_still_come_first(
+    tmp_path: Path,
+) -> None:
+    asked: list[float] = []
+
+    def one(number: int, terms: dict[str, float], training: dict[str, float]) -> Trial:
+        asked.append(training["lr"])
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return Trial(number, terms, training, 0.5, 0.0, 0.0, "direct")
+
+    own = {**vars(Es2()), "lr": 2e-4}
+    with pytest.raises(KeyboardInterrupt):
+        search(one, Es2.searched, own, Tuning(trials=2), tmp_path)
+    search(one, Es2.searched, own, Tuning(trials=2), tmp_path)
+    assert asked[:2] == [2e-4, 2e-4] and asked[2] != 2e-4 and len(asked) == 3

@@ -54,7 +54,8 @@ def command(published: TrainSettings) -> Callable[..., None]:
             guard: when validation calls the model broken.
             tune: search the defence's settings in so many trials on validation prompts, then train
                 with the best; the study is kept in --out/tune and goes on with --resume.
-            pick: a trial of the study instead of the one that the rule picks.
+            pick: a trial of the study instead of the one that the rule picks. With --resume it may
+                be named when the frontier has been seen; what is trained then is in --out/trial-N.
         """
         recipe = Recipe(
             model=model,
@@ -73,7 +74,10 @@ def command(published: TrainSettings) -> Callable[..., None]:
         if tune:
             found = tuned(recipe, prompts, out, tune, resume)
             frontier(found)
-            recipe = with_trial(recipe, picked(found, pick))
+            trial = picked(found, pick)
+            recipe = with_trial(recipe, trial)
+            if RunFolder.of_another(out, recipe):
+                out = out / f"trial-{trial.number}"
         experiment = Experiment(recipe, RunFolder.open(out, recipe, resume), prompts)
         hardening(experiment)
         print(experiment.folder.path / ("adapter" if train.rank else "model"))

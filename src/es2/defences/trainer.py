@@ -98,6 +98,10 @@ class InParts(Objective, Protocol):
         ...
 
 
+class Diverged(Es2Error):
+    """The loss or its gradient is no longer finite."""
+
+
 @dataclass(frozen=True)
 class Validation:
     """What the validation prompts say of a model in training.
@@ -270,7 +274,7 @@ def train(
         loss, metrics = gradients(chat, objective, progress.step)
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
-            raise Es2Error(
+            raise Diverged(
                 f"training diverged at step {progress.step + 1} (loss {loss}, "
                 f"gradient norm {float(norm)}); lower the learning rate or load the model in float32"
             )

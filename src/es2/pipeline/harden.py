@@ -24,6 +24,7 @@ from es2.defences.trainer import (
     adapter_off,
     attach_lora,
     frozen_copy,
+    gradients,
     save_adapter,
     train,
     unfreeze,
@@ -152,19 +153,23 @@ def harden(
 def fitting_memory(chat: ChatModel, objective: Objective) -> Objective:
     """The objective with the largest batch, of its own size halved, whose step fits into memory.
 
-    Steps are doubled with each halving, so that training sees as many prompts. A CPU has no limit
-    that can be met and survived; there the batch is as it was given.
+    Steps are doubled with each halving, and those between validations, so that training sees as many
+    prompts and is validated as often. A CPU has no limit that can be met and survived; there the batch
+    is as it was given.
     """
     while chat.device.type != "cpu":
         settings = objective.settings
         try:
-            objective.loss(chat, 0)[0].backward()
+            gradients(chat, objective, 0)
             break
         except RuntimeError as error:
             if not out_of_memory(error) or settings.batch_size == 1:
                 raise
             smaller = replace(
-                settings, batch_size=settings.batch_size // 2, steps=settings.steps * 2
+                settings,
+                batch_size=settings.batch_size // 2,
+                steps=settings.steps * 2,
+                validate_every=settings.validate_every * 2,
             )
             objective = replace(cast(Any, objective), settings=smaller)
         finally:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from es2.config import Recipe, dump, make_defence
+from es2.config import Recipe, make_defence
 from es2.defences import Defence
 from es2.defences.base import searched_terms
 from es2.errors import Es2Error
@@ -28,7 +28,8 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
     """Runs what is left of the study in `OUT/tune`; its finished trials.
 
     Raises:
-        Es2Error: if the folder holds a study that is not to be gone on with, or there is to be none.
+        Es2Error: if the folder holds a study that is not to be gone on with, or of something else, or
+            there is to be none.
     """
     if trials < 1:
         raise Es2Error(f"--tune {trials}: give 1 trial or more")
@@ -36,11 +37,14 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
     folder = out / "tune"
     if (folder / STUDY).is_file() and not resume:
         raise Es2Error(f"{folder} holds a study already; add --resume or give another --out")
+    # The seeds that a comparison trains with share the first one's study.
+    study = RunFolder.open(folder, replace(recipe, name="tune", seed=0), resume=True)
+    study.note(trials=trials)
     tuning = Tuning(trials=trials, seed=recipe.seed)
 
     @cache  # a study that is done needs no model
     def shared() -> Bench:
-        return _bench(recipe, prompts, defence, tuning, folder)
+        return _bench(recipe, prompts, defence, tuning, study)
 
     return search(
         lambda *drawn: shared().run(*drawn),
@@ -52,10 +56,10 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
 
 
 def _bench(
-    recipe: Recipe, prompts: Prompts, defence: Defence, tuning: Tuning, folder: Path
+    recipe: Recipe, prompts: Prompts, defence: Defence, tuning: Tuning, study: RunFolder
 ) -> Bench:
     """What all trials of a study share."""
-    experiment = Experiment(recipe, RunFolder(folder, dump(recipe)), prompts)
+    experiment = Experiment(recipe, study, prompts)
     base = experiment.base
     chosen = (
         given(recipe.layers, base.depth)
@@ -64,7 +68,7 @@ def _bench(
     )
     return bench(
         base,
-        load(recipe.model, dtype=experiment.dtype),
+        load(recipe.model, dtype=experiment.dtype, device_map=recipe.device_map),
         prompts.fit,
         prompts.probe_fit,
         prompts.harmful.validation,
@@ -74,7 +78,7 @@ def _bench(
         recipe.guard,
         experiment.judge.limits,
         tuning.trying,
-        folder,
+        study.path,
     )
 
 

@@ -22,6 +22,7 @@ from es2.data.sources import Prompt
 from es2.defences.base import Defence, Material, searched_terms
 from es2.defences.reference import Reference, record
 from es2.defences.trainer import (
+    Diverged,
     Objective,
     TrainSettings,
     Validation,
@@ -35,7 +36,7 @@ from es2.judges.coherence import Limits, judge
 from es2.judges.refusal import refuses
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
-from es2.pipeline.harden import Guard, note, validator
+from es2.pipeline.harden import Guard, fitting_memory, note, validator
 from es2.progress import bar
 from es2.separation.probe import read_states
 
@@ -135,14 +136,17 @@ class Bench:
         changed = {"terms": replace(prepared.terms, **terms)} if terms else {}
         objective = replace(prepared, settings=settings, **changed)
         with bar(f"trial {number}", settings.steps) as advance:
-            progress = train(
-                self.tuned,
-                objective,
-                settings,
-                self.out / "trials" / str(number),
-                validate=self._validate if settings.validate_every else None,
-                report=lambda progress: advance(1, note(progress, self.layers)),
-            )
+            try:
+                progress = train(
+                    self.tuned,
+                    objective,
+                    settings,
+                    self.out / "trials" / str(number),
+                    validate=self._validate if settings.validate_every else None,
+                    report=lambda progress: advance(1, note(progress, self.layers)),
+                )
+            except Diverged as error:
+                raise Broken(str(error)) from error
         if progress.best_step == 0:
             raise Broken(progress.stopped)
         self.tuned.model.eval()
@@ -208,7 +212,7 @@ class Bench:
 
 
 class Broken(Exception):
-    """No step of a trial passed validation, or one found the model lost."""
+    """Nothing of a trial can be kept: no step passed validation, or its model was lost on the way."""
 
 
 def _share(told: Sequence[bool]) -> float:
@@ -253,6 +257,7 @@ def bench(
     material = Material(base, fit, states, layers, settings, refuses, out)
     objective = replace(cast(Any, defence), **whole).prepare(material)
     tuned = attach_lora(again, settings, layers)
+    objective = fitting_memory(tuned, objective)
     fresh = {name: weights.detach().clone() for name, weights in trainable(tuned).items()}
     prompts = spread(harmful, trying.prompts)
     return Bench(

@@ -20,7 +20,7 @@ from es2.progress import console
 STUDY = "study.log"
 
 
-TRAINING = {"lr": Range(5e-5, 1e-3, log=True)}
+TRAINING = {"lr": Range(1e-5, 2e-3, log=True)}
 """What is looked for in training, whatever the defence. Steps stay: trials cost the same."""
 
 
@@ -76,14 +76,18 @@ def search(
     study = optuna.create_study(
         study_name="tune",
         storage=JournalStorage(JournalFileBackend(str(out / STUDY))),
-        sampler=optuna.samplers.TPESampler(seed=tuning.seed, n_startup_trials=6),
         directions=("maximize", "minimize", "minimize"),
         load_if_exists=True,
     )
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
+    # Gone on with, a study draws what it would not have drawn already.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=tuning.seed + len(study.trials), n_startup_trials=6
+    )
     ranges = {**terms, **TRAINING}
-    if not study.trials:
+    waiting = optuna.trial.TrialState.WAITING
+    if not study.get_trials(states=(*finished, waiting)):  # none, or the first was killed
         known = {name: first[name] for name in ranges if name in first}
         study.enqueue_trial(
             {n: min(max(v, ranges[n].low), ranges[n].high) for n, v in known.items()}

@@ -45,3 +45,10 @@ def test_an_attack_of_ones_own_runs_and_is_registered(tmp_path: Path) -> None:
     body = (EXAMPLES / "custom_attack.py").read_text().split("@ATTACKS.register")[1]
     assert len(body.split("if __name__")[0].strip().splitlines()) <= 35
     assert "n=8" in run("custom_attack.py", tmp_path)
+
+
+def test_a_defence_of_ones_own_trains(tmp_path: Path) -> None:
+    printed = run("custom_defence.py", tmp_path)
+    refusal = [float(nats) for nats in re.findall(r"refusal ([\d.]+) nats", printed)]
+    assert len(refusal) == 6 and refusal[-1] < refusal[0] / 1.5
+    assert (tmp_path / "runs" / "deeper" / "adapter" / "adapter_config.json").is_file()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from es2.attacks import ATTACKS
-from es2.defences import Es2Paper
+from es2.defences import DEFENCES, Es2Paper
 from es2.models.loading import load
 from es2.pipeline import experiment
 from es2.results.store import read_attempts
@@ -213,6 +213,31 @@ def test_list_names_every_attack_with_its_settings(es2: Workplace) -> None:
         found["scav"]["threat"] == "residual stream" and found["gcg"]["settings"]["top_k"] == "256"
     )
     assert "soft_prompt" in es2("list", "attacks").out
+
+
+def test_a_package_brings_a_defence_that_recipes_and_the_list_know(
+    es2: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(__file__).parents[2] / "examples" / "custom_defence.py"
+    (es2.path / "their_package.py").write_text(source.read_text())
+    info = es2.path / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    points = "[es2.defences]\ndeeper = their_package:Deeper\n"
+    (info / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(es2.path))
+    monkeypatch.setattr(DEFENCES, "_known", dict(DEFENCES))
+    monkeypatch.setattr(DEFENCES, "_looked", False)
+    done = es2("list", "defences", "--json")
+    assert done.code == 0, done.err
+    found = {entry["name"]: entry for entry in json.loads(done.out)}
+    assert found["deeper"]["settings"] == {"keep": "10.0"} and "Qi" in found["deeper"]["source"]
+    assert {"es2", "es2_paper", "es2+safety_sft", "dpl", "lat"} < set(found)
+    out = es2.path / "deeper"
+    done = es2("harden", *es2.harden_flags("deeper"), "--settings", "keep=1.5", "--out", out)
+    assert done.code == 0, done.err
+    assert "keep: 1.5" in (out / "config.yaml").read_text()
+    assert (out / "adapter" / "adapter_config.json").is_file()
 
 
 def test_attack_goes_on_only_with_its_own_settings(es2: Workplace) -> None:

@@ -150,6 +150,23 @@ def test_judges_there_are_none_of_are_told_before_any_work(
         load_comparison(written(es2, evaluate=evaluate))
 
 
+def test_a_forced_comparison_is_evaluated_on_prompts_that_are_fitted_on_too(
+    es2: Workplace,
+) -> None:
+    lines = es2.prompts("harmless").read_text().splitlines()
+    labelled = [json.dumps({**json.loads(line), "label": "safe"}) for line in lines]
+    fitted = es2.path / "fitted.jsonl"
+    fitted.write_text("\n".join(labelled))
+    push = {"norms": [0.1], "min_accuracy": 0.0}
+    recipe = written(es2, evaluate={"sets": [str(fitted)], "pushed": 2, "push": push})
+    part = ["compare", recipe, "--only", "base"]
+    refused = es2(*part, "--out", es2.path / "refused")
+    assert refused.code == 2 and "--force" in refused.complaint
+    forced = es2(*part, "--out", es2.path / "forced", "--force")
+    assert forced.code == 0, forced.err
+    assert "fitted" in str(read_json(es2.path / "forced/members/base/run.json")["overlap"])
+
+
 def test_training_seeds_share_the_base_and_the_cut_of_the_prompts(es2: Workplace) -> None:
     members = load_comparison(written(es2, seed=7)).members()
     assert {recipe.data.seed for recipe in members.values()} == {7}

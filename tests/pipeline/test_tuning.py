@@ -95,6 +95,12 @@ def test_what_is_searched_is_a_setting_of_the_objectives_terms(
         assert set(getattr(kind, "searched", {})) <= {one.name for one in fields(kind)}
 
 
+def test_a_term_that_is_switched_off_is_not_searched() -> None:
+    assert set(searched_terms(Es2())) == set(Es2.searched)
+    off = Es2(suffixed=0, ablated=0, lean=0)  # lean is no weight: 0 is within its range
+    assert set(Es2.searched) - set(searched_terms(off)) == {"suffixed", "ablated"}
+
+
 @pytest.mark.parametrize(
     ("broken", "lost", "validations"),
     [

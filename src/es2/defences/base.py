@@ -108,9 +108,14 @@ def searched_terms(defence: Defence) -> Mapping[str, Range]:
 
     They are settings that `prepare` reads at most to see whether they are above 0, and that its
     objective has under `terms`: trials then share what was prepared. A defence without has its
-    training searched alone.
+    training searched alone. A term that is switched off, at 0 below its range, stays off.
     """
-    return getattr(defence, "searched", {})
+    searched: Mapping[str, Range] = getattr(defence, "searched", {})
+    return {
+        name: where
+        for name, where in searched.items()
+        if getattr(defence, name) != 0 or where.low <= 0
+    }
 
 
 _RESPONSE = 48

@@ -29,7 +29,8 @@ def test_five_lines_harden_and_attack(tmp_path: Path) -> None:
     lines = [line for line in source.splitlines()[1:] if line and not line.startswith("import")]
     assert len(lines) == 5
     printed = run("five_lines.py", tmp_path)
-    assert printed.count("n=8") == 2  # before and after
+    assert [line.split()[0] for line in printed.splitlines()] == ["base", "hardened"]
+    assert printed.count("n=8") == 2
     assert (tmp_path / "runs" / "five_lines" / "adapter" / "adapter_config.json").is_file()
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from es2.attacks.target import OPENINGS
 from es2.data.fitting import FitPrompts
 from es2.defences.base import Material
-from es2.defences.inner_reference import Texts
 from es2.defences.trainer import TrainSettings
 from es2.defences.unsafe import Unsafe
 from es2.models.generation import generate
@@ -28,13 +27,6 @@ def begun(
     heads = [[*chat.template.encode(prompt), *start] for prompt in prompts]
     tails = generate(chat, heads, tokens)
     return [Unsafe(prompt, start, tail) for prompt, tail in zip(prompts, tails, strict=True)]
-
-
-def as_texts(chat: ChatModel, answers: Sequence[Unsafe]) -> Texts:
-    """The same as prompts with responses."""
-    heads = [chat.template.encode(one.prompt) for one in answers]
-    rows = [head + one.response for head, one in zip(heads, answers, strict=True)]
-    return Texts(rows, [len(head) for head in heads])
 
 
 def make_material(chat: ChatModel, refuses: Callable[[str], bool]) -> Material:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from es2.defences.circuit_breakers import CircuitBreakers, Rerouting, emptied
-from es2.defences.inner_reference import own_texts
+from es2.defences.inner_reference import own_texts, unsafe_texts
 from es2.defences.trainer import (
     TrainSettings,
     attach_lora,
@@ -20,7 +20,7 @@ from es2.defences.trainer import (
     unfreeze,
 )
 from es2.models.loading import ChatModel
-from material import HARMFUL, as_texts, begun, make_material
+from material import HARMFUL, begun, make_material
 from tiny import PROMPTS, streams, with_lora
 
 SETTINGS = TrainSettings(steps=10, batch_size=3, rank=2, lr=3e-3, warmup=0, seed=4)
@@ -28,7 +28,7 @@ LAYERS = (1, 3)
 
 
 def rerouting(chat: ChatModel, settings: TrainSettings = SETTINGS) -> Rerouting:
-    harmful = emptied(chat, as_texts(chat, begun(chat, HARMFUL, 4)), 0.5)
+    harmful = emptied(chat, unsafe_texts(chat, begun(chat, HARMFUL, 4)), 0.5)
     kept = emptied(chat, own_texts(chat, PROMPTS, 4), 0.5)
     copied = frozen_copy(chat, settings)
     return Rerouting(CircuitBreakers(), settings, LAYERS, harmful, kept, copied)
@@ -131,7 +131,7 @@ def test_training_turns_the_states_of_harmful_texts(
 
 
 def test_every_second_prompt_is_left_empty_and_all_responses_stay(chat: ChatModel) -> None:
-    texts = as_texts(chat, begun(chat, HARMFUL, 3))
+    texts = unsafe_texts(chat, begun(chat, HARMFUL, 3))
     half = emptied(chat, texts, 0.5)
     assert half.responses() == texts.responses()
     assert half.rows[::2] == texts.rows[::2]

@@ -17,12 +17,13 @@ from es2.defences.inner_reference import (
     own_texts,
     places,
     texts_to_train_on,
+    unsafe_texts,
 )
 from es2.defences.trainer import TrainSettings, frozen_copy, unfreeze
 from es2.errors import Es2Error
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
-from material import HARMFUL, as_texts, begun, make_material
+from material import HARMFUL, begun, make_material
 from tiny import PROMPTS, encode, streams, with_lora
 
 
@@ -38,7 +39,7 @@ def test_unsafe_texts_that_refuse_and_refusals_that_do_not_are_left_out(
     shared: Callable[[str], ChatModel],
 ) -> None:
     chat = shared("llama")
-    unsafe = as_texts(chat, begun(chat, HARMFUL, 4, AFFIRMATION))
+    unsafe = unsafe_texts(chat, begun(chat, HARMFUL, 4, AFFIRMATION))
     declined = own_texts(chat, HARMFUL, 4)
     decode = chat.template.decode
     told = {decode(texts.responses()[i]) for texts in (unsafe, declined) for i in (0, 3)}

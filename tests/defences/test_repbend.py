@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from es2.attacks.target import OPENINGS
-from es2.defences.inner_reference import Texts, own_texts
+from es2.defences.inner_reference import Texts, own_texts, unsafe_texts
 from es2.defences.repbend import Bending, RepBend
 from es2.defences.trainer import (
     TrainSettings,
@@ -21,7 +21,7 @@ from es2.defences.trainer import (
     unfreeze,
 )
 from es2.models.loading import ChatModel
-from material import HARMFUL, as_texts, begun, make_material
+from material import HARMFUL, begun, make_material
 from tiny import PROMPTS, streams, with_lora
 
 SETTINGS = TrainSettings(steps=10, batch_size=3, rank=2, seed=4)
@@ -29,7 +29,7 @@ LAYERS = (2, 4)
 
 
 def bending(chat: ChatModel, settings: TrainSettings = SETTINGS) -> Bending:
-    unsafe, safe = as_texts(chat, begun(chat, HARMFUL, 4)), own_texts(chat, PROMPTS, 4)
+    unsafe, safe = unsafe_texts(chat, begun(chat, HARMFUL, 4)), own_texts(chat, PROMPTS, 4)
     return Bending(RepBend(), settings, LAYERS, unsafe, safe, frozen_copy(chat, settings))
 
 

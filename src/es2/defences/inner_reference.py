@@ -20,7 +20,7 @@ from torch import Tensor
 from es2.data.fitting import spread
 from es2.defences.base import Material, seen_count
 from es2.defences.trainer import TrainSettings, adapter_off
-from es2.defences.unsafe import expected_unsafe, unsafe_answers
+from es2.defences.unsafe import Unsafe, expected_unsafe, unsafe_answers
 from es2.models.forward import Forward, forward
 from es2.models.generation import generate
 from es2.models.loading import ChatModel
@@ -40,6 +40,12 @@ class Texts:
 
     rows: list[list[int]]
     begins: list[int]
+
+    @classmethod
+    def of(cls, heads: Sequence[list[int]], responses: Sequence[list[int]]) -> Texts:
+        """Templated prompts, each with its response."""
+        rows = [head + response for head, response in zip(heads, responses, strict=True)]
+        return cls(rows, list(map(len, heads)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,9 +78,13 @@ def own_texts(
         progress: called with the number of prompts done.
     """
     heads = [chat.template.encode(prompt) for prompt in prompts]
-    tails = generate(chat, heads, tokens, progress=progress)
-    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
-    return Texts(rows, list(map(len, heads)))
+    return Texts.of(heads, generate(chat, heads, tokens, progress=progress))
+
+
+def unsafe_texts(chat: ChatModel, answers: Sequence[Unsafe]) -> Texts:
+    """Harmful prompts with what was answered to them."""
+    heads = [chat.template.encode(one.prompt) for one in answers]
+    return Texts.of(heads, [one.response for one in answers])
 
 
 def texts_to_train_on(
@@ -98,10 +108,8 @@ def texts_to_train_on(
         begun = unsafe_answers(material, bad, tokens, openings, advance)
         answered = own_texts(chat, good, tokens, progress=advance)
         declined = own_texts(chat, refused, tokens, progress=advance)
-    heads = [chat.template.encode(one.prompt) for one in begun]
-    rows = [head + one.response for head, one in zip(heads, begun, strict=True)]
-    unsafe = Texts(rows, list(map(len, heads)))
-    return unsafe, answered + declined.subset(material.telling(declined.responses(), refused=True))
+    declined = declined.subset(material.telling(declined.responses(), refused=True))
+    return unsafe_texts(chat, begun), answered + declined
 
 
 def expected_bending(

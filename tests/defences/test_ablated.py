@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from es2.attacks.base import Victim
-from es2.attacks.refusal_ablation import RefusalAblation
-from es2.defences.ablated import line, lines_at
+from es2.attacks.refusal_ablation import RefusalAblation, ablation_edits
+from es2.attacks.target import affirmation_loss
+from es2.defences.ablated import TRIED, Ablated, lines, lines_at
 from es2.defences.es2 import Es2
-from es2.defences.trainer import attach_lora, train
+from es2.defences.trainer import attach_lora, seeded, train
+from es2.models.forward import forward
 from es2.models.loading import ChatModel
 from es2.separation.probe import prompt_states
 from material import HARMFUL, make_material
@@ -30,13 +33,15 @@ def test_the_line_is_the_difference_of_the_centres(
     states = [prompt_states(chat, texts)[:, 2].mean(0) for texts in (HARMFUL, PROMPTS)]
     way = states[0] - states[1]
     rows = [[chat.template.encode(text) for text in texts] for texts in (HARMFUL, PROMPTS)]
-    torch.testing.assert_close(line(chat, *rows, 3), way / way.norm(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        lines(chat, *rows, (2, 3))[1], way / way.norm(), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_one_class_on_both_sides_has_no_line(tiny: Callable[[str], ChatModel]) -> None:
     chat = tiny("llama")
     rows = [chat.template.encode(text) for text in PROMPTS]
-    assert torch.equal(line(chat, rows, rows, 3), torch.zeros(chat.model.config.hidden_size))
+    assert torch.equal(lines(chat, rows, rows, (3,))[0], torch.zeros(chat.model.config.hidden_size))
 
 
 def test_lines_are_read_where_the_attack_would_read_its_own(
@@ -45,8 +50,36 @@ def test_lines_are_read_where_the_attack_would_read_its_own(
     material = make_material(tiny(family), lambda text: True)
     chosen = lines_at(material.chat, material.states, material.fit.held_harmful)
     victim = Victim(material.chat, material.fit, lambda chat, fit: material.states)
+    losses = RefusalAblation().losses(victim.chat, victim.states, victim.fit.held_harmful)
     assert RefusalAblation().choose(victim)[0] in chosen
-    assert len(chosen) == max(1, round(0.2 * material.chat.depth))
+    for layer, loss in losses.items():
+        assert (layer in chosen) == (loss - min(losses.values()) <= max(losses.values()) - loss)
+
+
+def test_the_line_that_is_taken_out_serves_the_attack_best_of_those_tried(
+    tiny: Callable[[str], ChatModel],
+) -> None:
+    chat, layers = tiny("llama"), (1, 2, 3, 4)
+    heads = [chat.template.encode(text) for text in HARMFUL]
+    rows = [head + chat.template.encode_response("I'm sorry") for head in heads]
+    harmless = [chat.template.encode(text) for text in PROMPTS]
+
+    def without(layer: int) -> tuple[float, Tensor]:
+        edits = ablation_edits(chat.depth, lines(chat, heads, harmless, (layer,))[0])
+        final = forward(chat, rows, keep=chat.template.head, edits=edits).final
+        assert final is not None
+        return affirmation_loss(chat, HARMFUL, edits), final
+
+    found = {layer: without(layer) for layer in layers}
+    seen = set()
+    for step in range(12):
+        drawn = torch.randperm(len(layers), generator=seeded(1, step))[:TRIED].tolist()
+        best = min((layers[place] for place in drawn), key=lambda layer: found[layer][0])
+        out = Ablated(layers).read(chat, rows, heads, heads, harmless, seeded(1, step))
+        assert out.final is not None
+        torch.testing.assert_close(out.final, found[best][1])
+        seen.add(best)
+    assert len(seen) == 2
 
 
 def test_what_the_base_says_is_learnt_without_the_line(

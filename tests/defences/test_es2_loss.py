@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from es2.attacks.target import AFFIRMATION
 from es2.defences.ablated import Ablated
 from es2.defences.es2 import Es2, Es2Paper
 from es2.defences.margin import refusal_start
@@ -167,27 +168,40 @@ def slow_changes(
     return [changing(f, float(s)) for f, s in zip(firsts, shares, strict=True)]
 
 
-def slow_removals(case: Case, step: int) -> Change:
+def slow_removals(case: Case, bad: list[int]) -> Change:
     """What takes one layer's line out of every layer and of the embeddings.
 
-    There are fewer prompts of a class than a line is read from, so it is read from all of them.
+    There are fewer prompts of a class than a line is read from, so it is read from all of them; and no
+    more layers than are tried, so each is: the one that counts is where an affirmation is likeliest.
     """
-    random = torch.Generator().manual_seed((SETTINGS.seed + 2) * 1_000_003 + step)
-    drawn = LINES[int(torch.randint(len(LINES), (1,), generator=random))]
-    centres = []
-    for of in (case.objective.harmful, case.objective.harmless):
-        prompts = [row[: first + 1] for row, first in zip(of.rows, of.firsts, strict=True)]
-        ends = [one_row(case.tuned, prompt)[0][drawn - 1][-1].detach() for prompt in prompts]
-        centres.append(sum(ends) / len(ends))
-    harmful, harmless = centres
-    unit = (harmful - harmless) / (harmful - harmless).norm()
     head = case.tuned.template.head
+    target = case.tuned.template.encode_response(AFFIRMATION)
 
-    def change(layer: int, stream: Tensor) -> Tensor:
-        kept = list(stream[:head])
-        return torch.stack(kept + [vector - (vector @ unit) * unit for vector in stream[head:]])
+    def without(drawn: int) -> Change:
+        centres = []
+        for of in (case.objective.harmful, case.objective.harmless):
+            prompts = [row[: first + 1] for row, first in zip(of.rows, of.firsts, strict=True)]
+            ends = [one_row(case.tuned, prompt)[0][drawn - 1][-1].detach() for prompt in prompts]
+            centres.append(sum(ends) / len(ends))
+        harmful, harmless = centres
+        unit = (harmful - harmless) / (harmful - harmless).norm()
 
-    return change
+        def change(layer: int, stream: Tensor) -> Tensor:
+            kept = list(stream[:head])
+            return torch.stack(kept + [vector - (vector @ unit) * unit for vector in stream[head:]])
+
+        return change
+
+    @torch.no_grad()
+    def affirmed(change: Change) -> float:
+        total = 0.0
+        for index in bad:
+            prompt = case.objective.harmful.rows[index][: case.objective.harmful.firsts[index] + 1]
+            said = one_row(case.tuned, prompt + target, change)[1].log_softmax(-1)
+            total -= sum(float(said[len(prompt) - 1 + k][t]) for k, t in enumerate(target))
+        return total
+
+    return min(map(without, LINES), key=affirmed)
 
 
 def slow_margin_term(case: Case, good: list[int]) -> Tensor:
@@ -245,7 +259,7 @@ def slow_loss(case: Case, step: int) -> Tensor:
         changes = slow_changes(case, step, moving, firsts["bad"])
         total = total + terms.resist * slow_kl(case, objective.harmful, bad, changes)
         if terms.ablated and step % 2 == 0:
-            removed = [slow_removals(case, step)] * len(bad)
+            removed = [slow_removals(case, bad)] * len(bad)
             total = total + terms.ablated * slow_kl(case, objective.harmful, bad, removed)
     total = total + terms.kl_weight * slow_kl(case, objective.harmless, good)
     return total + terms.keep_refusal * slow_kl(case, objective.harmful, bad)

@@ -4,15 +4,17 @@ Refusal ablation takes one direction out of the whole model, that between the cl
 layer. So harmful rows are read with the line between the centres of some prompts taken out everywhere,
 which is always that of the model as it stands, and are to refuse all the same: refusal feature
 adversarial training (Yu et al., arXiv 2409.20089). At most layers nothing happens to a model whose
-line is taken out, and nothing is learnt from it. It happens about the layer where the classes first
-come apart, and stays there while the model is trained. So the layers are chosen before training, as
-the attack would choose its own. The centres of a batch are not those that an attack finds; so more
-prompts are read for them than a batch has, and that in every other step.
+line is taken out, and nothing is learnt from it. It happens from about the layer where the classes
+come apart, and stays there while the model is trained. So the layers are chosen before training, by
+the attack's own rule; all that would serve it about as well, since a model is attacked at whichever
+it has learnt least of. For the same reason a few of them are tried, by that rule again, and the line
+is taken out that serves the attack best. The centres of a batch are not those that an attack finds; so
+more prompts are read for them than a batch has, and that in every other step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,15 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.attacks.refusal_ablation import RefusalAblation, ablation_edits, between
-from es2.attacks.target import AFFIRMATION
+from es2.attacks.target import AFFIRMATION, read_target
+from es2.models.activations import Edit
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, reading, training
 from es2.progress import bar
 from es2.separation.probe import ClassStates, last_states
-
-SHARE = 0.2
-"""Of the layers, at which lines are read."""
 
 ATTACK = RefusalAblation()
 """Whose rule those are chosen by."""
@@ -41,6 +41,9 @@ CENTRE = 32
 
 EVERY = 2
 """Steps from one line to the next."""
+
+TRIED = 3
+"""Lines, of which the one is taken out that serves an attack best."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Ablated:
         self,
         chat: ChatModel,
         rows: Sequence[Sequence[int]],
+        heads: Sequence[Sequence[int]],
         harmful: Sequence[Sequence[int]],
         harmless: Sequence[Sequence[int]],
         seed: torch.Generator,
@@ -66,36 +70,46 @@ class Ablated:
         Args:
             chat: the model in training.
             rows: templated prompts with their responses.
+            heads: the same without responses.
             harmful: templated prompts whose centre is one end of the line.
             harmless: the other.
-            seed: of the layer at which it is read.
+            seed: of the layers at which lines are read.
         """
-        place = int(torch.randint(len(self.layers), (1,), generator=seed))
-        way = line(chat, harmful, harmless, self.layers[place])
-        edits = ablation_edits(chat.depth, way)
-        return forward(chat, rows, keep=chat.template.head, edits=edits)
+        drawn = torch.randperm(len(self.layers), generator=seed)[:TRIED].tolist()
+        ways = lines(chat, harmful, harmless, [self.layers[place] for place in drawn])
+        target = chat.template.encode_response(AFFIRMATION)
+        keep = chat.template.head
+
+        def affirmed(edits: Mapping[int, Edit]) -> float:
+            return float(read_target(chat, heads, target, edits, keep).losses.mean())
+
+        worst = min((ablation_edits(chat.depth, way) for way in ways), key=affirmed)
+        return forward(chat, rows, keep=keep, edits=worst)
 
 
-def line(
+def lines(
     chat: ChatModel,
     harmful: Sequence[Sequence[int]],
     harmless: Sequence[Sequence[int]],
-    layer: int,
-) -> Float[Tensor, "d"]:
-    """The direction from the harmless to the harmful centre at a layer, as the attack reads it.
+    layers: Sequence[int],
+) -> list[Float[Tensor, "d"]]:
+    """The directions from the harmless to the harmful centre at layers, as the attack reads them.
 
     Args:
         chat: the model.
         harmful: templated prompts, read at their last tokens.
         harmless: the same.
-        layer: 1-based.
+        layers: 1-based.
     """
-    states = last_states(chat, [*harmful, *harmless], [layer])[:, 0].to(chat.device)
-    return between(states[: len(harmful)], states[len(harmful) :])
+    states = last_states(chat, [*harmful, *harmless], layers).to(chat.device)
+    bad, good = states.split([len(harmful), len(harmless)])
+    return [between(bad[:, place], good[:, place]) for place in range(len(layers))]
 
 
 def lines_at(chat: ChatModel, states: ClassStates, held: Sequence[str]) -> Sequence[int]:
     """The layers without whose lines the model is likeliest to comply, in ascending order.
+
+    Those are the ones whose loss by the attack's rule is nearer to the least than to the most.
 
     Args:
         chat: the model before it is trained.
@@ -105,14 +119,14 @@ def lines_at(chat: ChatModel, states: ClassStates, held: Sequence[str]) -> Seque
     places = len(ATTACK.layers(chat.depth))
     with bar("choosing the layers of refusal's direction", places) as done:
         losses = ATTACK.losses(chat, states, held, done)
-    ranked = sorted(losses, key=lambda layer: losses[layer])
-    return sorted(ranked[: max(1, round(SHARE * chat.depth))])
+    middle = (min(losses.values()) + max(losses.values())) / 2
+    return [layer for layer, loss in losses.items() if loss <= middle]
 
 
 def expected_ablated(
     steps: int, lengths: Lengths, harmful: int, fitted: int, rows: int, response: int
 ) -> Work:
-    """The choice of layers, then a line and the batch's harmful rows in every other step.
+    """The choice of layers, then some lines and the batch's harmful rows in every other step.
 
     Args:
         steps: of training.
@@ -122,10 +136,11 @@ def expected_ablated(
         rows: of a batch without gradient.
         response: length of a refusal.
     """
-    lines = (steps + EVERY - 1) // EVERY
+    times = (steps + EVERY - 1) // EVERY
     affirmed = lengths.own + lengths.count(AFFIRMATION)
     asked = min(ATTACK.validation, fitted)
     work = reading(asked, affirmed, rows, lengths.head).times(len(ATTACK.layers(_DEPTH)))
-    work += reading(lines * 2 * CENTRE, lengths.own, rows, lengths.head)
+    work += reading(times * 2 * CENTRE, lengths.own, rows, lengths.head)
+    work += reading(harmful, affirmed, rows, lengths.head).times(times * TRIED)
     row = lengths.own + response
-    return work + training(lines, harmful, row, harmful * (response + 1), lengths.head)
+    return work + training(times, harmful, row, harmful * (response + 1), lengths.head)

@@ -236,7 +236,8 @@ class Separation:
             for of in (self.harmful, self.harmless)
         )
         rows = [self.harmful.rows[i] for i in bad]
-        out = read.read(chat, rows, harmful, harmless, seeded(seed, step))
+        heads = [row[: self.harmful.firsts[i] + 1] for i, row in zip(bad, rows, strict=True)]
+        out = read.read(chat, rows, heads, harmful, harmless, seeded(seed, step))
         return self.hold(chat, out, bad, 0)
 
     def _distance(self, states: Float[Tensor, "n d"], split: int) -> Float[Tensor, ""]:

@@ -107,7 +107,7 @@ def test_the_targets_loss_is_the_models_own(chat: ChatModel) -> None:
         slow.append(torch.nn.functional.cross_entropy(scores, torch.tensor(target)))
     found = read_targets(chat, heads, targets).losses.detach()
     torch.testing.assert_close(found, torch.stack(slow), rtol=1e-3, atol=1e-4)
-    mean = affirmation_loss(chat, PROMPTS)
+    mean = affirmation_loss(chat, heads)
     assert mean == pytest.approx(float(torch.stack(slow).mean()), rel=1e-3)
 
 

@@ -68,7 +68,7 @@ def test_the_line_that_is_taken_out_serves_the_attack_best_of_those_tried(
         edits = ablation_edits(chat.depth, lines(chat, heads, harmless, (layer,))[0])
         final = forward(chat, rows, keep=chat.template.head, edits=edits).final
         assert final is not None
-        return affirmation_loss(chat, HARMFUL, edits), final
+        return affirmation_loss(chat, heads, edits), final
 
     found = {layer: without(layer) for layer in layers}
     seen = set()

@@ -143,11 +143,11 @@ class RefusalAblation:
             held: harmful validation prompts.
             progress: called with 1 after each layer.
         """
-        asked = spread(held, self.validation)
+        heads = [chat.template.encode(prompt) for prompt in spread(held, self.validation)]
         losses = {}
         for layer in self.layers(chat.depth):
             edits = ablation_edits(chat.depth, mean_difference(states, layer))
-            losses[layer] = affirmation_loss(chat, asked, edits)
+            losses[layer] = affirmation_loss(chat, heads, edits)
             progress(1)
         return losses
 

@@ -141,11 +141,12 @@ class RepE:
         chat = victim.chat
         vectors = reading_vectors(victim.states.fitted_on(self.fit), self.reading, self.seed)
         held = spread(victim.fit.held_harmful, self.validation)
+        heads = [victim.known.template.encode(prompt) for prompt in held]
         progress(0, "choosing layers")
         with metered(victim.known) as choosing:
             losses = {
                 (strength, chosen): affirmation_loss(
-                    victim.known, held, steering(within(vectors, chosen), strength)
+                    victim.known, heads, steering(within(vectors, chosen), strength)
                 )
                 for strength in self.strengths
                 for chosen in self.ranges

@@ -109,13 +109,12 @@ def read_target(
 
 
 def affirmation_loss(
-    chat: ChatModel, prompts: Sequence[str], edits: Mapping[int, Edit] | None = None
+    chat: ChatModel, heads: Sequence[Sequence[int]], edits: Mapping[int, Edit] | None = None
 ) -> float:
-    """The mean loss of an affirmation after prompts, under edits of all their own tokens.
+    """The mean loss of an affirmation after templated prompts, under edits of all their own tokens.
 
     Attacks choose their settings by it on validation prompts: it falls when the model is about to
     comply, and rises when it is about to refuse or to babble.
     """
-    heads = [chat.template.encode(prompt) for prompt in prompts]
     target = chat.template.encode_response(AFFIRMATION)
     return float(read_target(chat, heads, target, edits, keep=chat.template.head).losses.mean())

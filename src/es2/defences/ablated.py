@@ -14,7 +14,7 @@ more prompts are read for them than a batch has, and that in every other step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from es2.attacks.refusal_ablation import RefusalAblation, ablation_edits, between
-from es2.attacks.target import AFFIRMATION, read_target
-from es2.models.activations import Edit
+from es2.attacks.target import AFFIRMATION, affirmation_loss
 from es2.models.forward import Forward, forward
 from es2.models.loading import ChatModel
 from es2.models.work import Lengths, Work, reading, training
@@ -77,14 +76,9 @@ class Ablated:
         """
         drawn = torch.randperm(len(self.layers), generator=seed)[:TRIED].tolist()
         ways = lines(chat, harmful, harmless, [self.layers[place] for place in drawn])
-        target = chat.template.encode_response(AFFIRMATION)
-        keep = chat.template.head
-
-        def affirmed(edits: Mapping[int, Edit]) -> float:
-            return float(read_target(chat, heads, target, edits, keep).losses.mean())
-
-        worst = min((ablation_edits(chat.depth, way) for way in ways), key=affirmed)
-        return forward(chat, rows, keep=keep, edits=worst)
+        removals = [ablation_edits(chat.depth, way) for way in ways]
+        worst = min(removals, key=lambda edits: affirmation_loss(chat, heads, edits))
+        return forward(chat, rows, keep=chat.template.head, edits=worst)
 
 
 def lines(

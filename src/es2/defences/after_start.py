@@ -98,8 +98,8 @@ def record_starts(
         for row, first, opening in zip(harmful.rows, harmful.firsts, cycle(openings))
     ]
     rows = [
-        [*row[: first + 1], *opening]
-        for row, first, opening in zip(harmless.rows, harmless.firsts, cycle(openings))
+        [*head, *opening]
+        for head, opening in zip(harmless.prompts(range(len(harmless))), cycle(openings))
     ]
     ends = [len(row) - 1 for row in rows]
     return AfterStart(refused, record_rows(chat, rows, ends, ends, progress))

@@ -232,11 +232,11 @@ class Separation:
         # Batches, moves and suffixes are drawn by the seed itself, the one after it and the third.
         seed = self.settings.seed + 2
         harmful, harmless = (
-            [of.rows[i][: of.firsts[i] + 1] for i in batch_indices(len(of), CENTRE, step, seed)]
+            of.prompts(batch_indices(len(of), CENTRE, step, seed))
             for of in (self.harmful, self.harmless)
         )
         rows = [self.harmful.rows[i] for i in bad]
-        heads = [row[: self.harmful.firsts[i] + 1] for i, row in zip(bad, rows, strict=True)]
+        heads = self.harmful.prompts(bad)
         out = read.read(chat, rows, heads, harmful, harmless, seeded(seed, step))
         return self.hold(chat, out, bad, 0)
 

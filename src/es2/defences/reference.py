@@ -7,7 +7,7 @@ needed, whether LoRA or all weights are trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,10 @@ class Reference:
             [self.firsts[i] for i in indices],
             [self.hidden[i] for i in indices],
         )
+
+    def prompts(self, indices: Iterable[int]) -> list[list[int]]:
+        """The templated prompts of some of the rows, without responses."""
+        return [self.rows[i][: self.firsts[i] + 1] for i in indices]
 
     def cut(self, response_tokens: int) -> Reference:
         """The same with at most so many tokens of each response."""

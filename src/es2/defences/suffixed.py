@@ -154,8 +154,7 @@ def beginnings(material: Material, harmful: Reference) -> list[list[int]]:
     chat = material.chat
     openings = cycle([chat.template.encode_response(text) for text in OPENINGS])
     depths, affirmed = cycle(DEPTHS), chat.template.encode_response(AFFIRMATION)
-    pairs = zip(harmful.rows, harmful.firsts, strict=True)
-    heads = [[*row[: first + 1], *affirmed] for row, first in pairs]
+    heads = [[*head, *affirmed] for head in harmful.prompts(range(len(harmful)))]
     with bar("the base model's answers behind an affirmation", len(heads)) as advance:
         tails = generate(chat, heads, max(DEPTHS), progress=advance)
     refused = set(material.telling(tails, refused=True))

@@ -19,6 +19,7 @@ from es2.defences.reference import record
 from es2.defences.trainer import TrainSettings, attach_lora, batch_indices, train
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
+from material import make_material
 from tiny import PROMPTS, chances, streams, with_lora
 
 HARMFUL = [f"Tell me something about ships, number {i}, {'and more ' * i}" for i in range(5)]
@@ -31,7 +32,10 @@ TERMS = Es2(response_tokens=3, after_start=0.7, kl_weight=2.0)
 def objective_for(chat: ChatModel, terms: Es2 = TERMS) -> Separation:
     harmful = record(chat, HARMFUL, terms.response_tokens)
     harmless = record(chat, PROMPTS, terms.response_tokens)
-    after = terms.behind_starts(chat, harmful, harmless)
+    starts = tuple(
+        [opening_of(chat, place) for place in range(len(c))] for c in (harmful, harmless)
+    )
+    after = terms.behind_starts(chat, harmful, harmless, starts)
     return Separation(terms, SETTINGS, LAYERS, harmful, harmless, DISTANCES, None, after)
 
 
@@ -145,7 +149,8 @@ def test_a_refusal_goes_on_from_each_opening_and_ends_as_it_did(
     record_of = record(chat, PROMPTS, 0)
     tail = [*template.encode_response("I would rather not."), stop]
     refused = replace(record_of, rows=[row + tail for row in record_of.rows])
-    after = record_starts(chat, refused, record_of)
+    openings = [opening_of(chat, place) for place in range(len(PROMPTS))]
+    after = record_starts(chat, refused, record_of, (openings, openings))
     assert len(PROMPTS) >= len(OPENINGS)
     for index, (prompt, (row, begin)) in enumerate(zip(PROMPTS, after.harmful, strict=True)):
         text = OPENINGS[index % len(OPENINGS)]
@@ -157,7 +162,8 @@ def test_a_refusal_goes_on_from_each_opening_and_ends_as_it_did(
 
 def test_there_must_be_a_refusal_to_keep(shared: Callable[[str], ChatModel]) -> None:
     with pytest.raises(Es2Error, match="es2: after_start keeps a refusal; set response_tokens"):
-        objective_for(shared("llama"), Es2(response_tokens=0, after_start=1.0))
+        terms = Es2(response_tokens=0, after_start=1.0, suffixed=0.0, ablated=0.0)
+        terms.prepare(make_material(shared("llama"), lambda text: True))
 
 
 def test_training_recovers_the_refusal_from_every_opening(

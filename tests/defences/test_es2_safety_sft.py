@@ -55,10 +55,21 @@ def test_every_harmful_prompt_is_refused_whatever_the_base_says(
     assert objective.refusal == end[0]
     assert len(objective.harmless) == len(PROMPTS)
     assert objective.after is not None
-    behind = zip(objective.after.harmful, objective.harmful.firsts, cycle(OPENINGS))
-    for (row, begin), first, opening in behind:
-        assert chat.template.decode(row[first + 1 :]) == f"{opening} {REFUSAL}"
+    opening = chat.template.encode_response(OPENINGS[0])
+    for (row, begin), first in zip(objective.after.harmful, objective.harmful.firsts, strict=True):
+        assert row[first + 1 : begin][: len(opening)] == opening
         assert chat.template.decode(row[begin:]) == REFUSAL
+
+
+def test_behind_openings_that_the_base_does_not_go_along_with_it_is_refused_too(
+    tiny: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    chat = tiny("llama")
+    objective = prepared(chat, tmp_path, refuses=lambda text: True)
+    assert objective.after is not None
+    behind = zip(objective.after.harmful, objective.harmful.firsts, cycle(OPENINGS))
+    for (row, _begin), first, opening in behind:
+        assert chat.template.decode(row[first + 1 :]) == f"{opening} {REFUSAL}"
 
 
 def test_harmless_prompts_that_the_base_refuses_are_left_out(

@@ -15,11 +15,11 @@ from es2.attacks.target import AFFIRMATION, OPENINGS
 from es2.data.fitting import FitPrompts, spread
 from es2.defences import DEFENCES
 from es2.defences.base import Material
+from es2.defences.beginnings import DEPTHS, harmful_beginnings
 from es2.defences.es2 import Es2
 from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
 from es2.defences.suffixed import (
-    DEPTHS,
     PART,
     PARTS,
     RATE,
@@ -27,14 +27,12 @@ from es2.defences.suffixed import (
     TOKENS,
     Suffixed,
     attack,
-    beginnings,
     climb,
     record_suffixed,
 )
 from es2.defences.trainer import TrainSettings, adapter_off, seeded, train, trainable
 from es2.errors import Es2Error
 from es2.models.activations import edit
-from es2.models.generation import generate
 from es2.models.loading import ChatModel
 from es2.separation.probe import class_states
 from tiny import PROMPTS, chances, with_lora
@@ -60,7 +58,9 @@ def material_of(chat: ChatModel, refuses: Callable[[str], bool] = lambda text: T
 
 def recorded(chat: ChatModel) -> Suffixed:
     """The rows, behind openings in turn: a base that refuses has no answers that are begun."""
-    return record_suffixed(material_of(chat), refusing(chat), record(chat, PROMPTS[:3], 6))
+    material, harmful = material_of(chat), refusing(chat)
+    starts = harmful_beginnings(material, harmful)
+    return record_suffixed(material, harmful, starts, record(chat, PROMPTS[:3], 6))
 
 
 @torch.no_grad()
@@ -192,7 +192,9 @@ def test_a_search_leaves_the_weights_without_gradient(tiny: Callable[[str], Chat
 def objective_for(chat: ChatModel, terms: Es2 = TERMS) -> Separation:
     harmful, harmless = refusing(chat), record(chat, PROMPTS, terms.response_tokens)
     distances = {2: 2.0, 4: 3.0}
-    suffixed = terms.behind_suffixes(material_of(chat), harmful, record(chat, PROMPTS, 8))
+    material = material_of(chat)
+    starts = harmful_beginnings(material, harmful)
+    suffixed = terms.behind_suffixes(material, harmful, starts, record(chat, PROMPTS, 8))
     terms = replace(terms, keep_refusal=0.0)  # the invented refusals have no states
     return Separation(terms, SETTINGS, (2, 4), harmful, harmless, distances, None, None, suffixed)
 
@@ -212,23 +214,6 @@ def test_half_the_batch_is_added_and_nothing_without_the_weight(
     assert not [name for name in less if "suffix" in name]
     assert isinstance(objective.suffixed, Suffixed)
     assert objective_for(chat, replace(TERMS, suffixed=0.0)).suffixed is None
-
-
-def test_an_answer_that_is_begun_is_cut_at_each_depth_and_a_refusal_is_not_begun(
-    shared: Callable[[str], ChatModel],
-) -> None:
-    chat = shared("llama")
-    template, harmful = chat.template, record(chat, PROMPTS, 0)
-    heads = [template.encode(prompt, AFFIRMATION) for prompt in PROMPTS]
-    said = generate(chat, heads, max(DEPTHS))
-    texts = [template.decode(tail) for tail in said]
-    assert texts.count(texts[1]) == 1 and len(PROMPTS) > 2
-    found = beginnings(material_of(chat, lambda text: text == texts[1]), harmful)
-    assert found[1] == template.encode_response(OPENINGS[0])
-    answered = [place for place in range(len(PROMPTS)) if place != 1]
-    for number, place in enumerate(answered):
-        depth = DEPTHS[number % len(DEPTHS)]
-        assert found[place] == [*template.encode_response(AFFIRMATION), *said[place][:depth]]
 
 
 @pytest.mark.parametrize("name", ["es2", "es2+safety_sft"])

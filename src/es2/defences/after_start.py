@@ -2,20 +2,19 @@
 
 Refusal that is decided at the last prompt token alone is stepped past by a response whose first
 words are given (Qi et al., "Safety Alignment Should Be Made More Than Just a Few Tokens Deep", arXiv
-2406.05946). So the batch is read once more with affirmative openings as the responses' starts: harmful
-rows are to refuse from there on, harmless ones to go on as the base does.
+2406.05946). So the batch is read once more with affirmative openings, or answers under way, as the
+responses' starts: harmful rows are to refuse from there on, harmless ones to go on as the base does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.target import OPENINGS
+from es2.defences.beginnings import Beginnings
 from es2.defences.reference import Reference, kl_from, record_rows
 from es2.defences.responses import read_responses
 from es2.models.forward import Starts, forward
@@ -24,11 +23,11 @@ from es2.models.loading import ChatModel
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model in training does behind the openings of a step.
+    """What a model in training does behind the starts of a step.
 
     Attributes:
         refusal: cross-entropy of the harmful rows' refusals.
-        kl: from the base, on harmless rows, at the opening's last token.
+        kl: from the base, on harmless rows, at the start's last token.
         states: the residual stream there at each layer, of the harmful rows and then the harmless.
     """
 
@@ -42,8 +41,8 @@ class AfterStart:
     """Rows whose responses start affirmatively.
 
     Attributes:
-        harmful: token rows of prompt, opening and refusal; with the index where the refusal starts.
-        harmless: rows of prompt and opening; with the base's state at the end.
+        harmful: token rows of prompt, start and refusal; with the index where the refusal starts.
+        harmless: rows of prompt and start; with the base's state at the end.
     """
 
     harmful: Sequence[tuple[list[int], int]]
@@ -81,43 +80,42 @@ def record_starts(
     chat: ChatModel,
     harmful: Reference,
     harmless: Reference,
+    starts: Beginnings,
     progress: Callable[[int], None] = lambda done: None,
 ) -> AfterStart:
-    """The rows with their openings, and what the base does at the end of the harmless ones.
+    """The rows with their starts, and what the base does at the end of the harmless ones.
 
     Args:
         chat: the base model.
         harmful: rows whose responses refuse.
         harmless: rows whose responses do not matter.
+        starts: how responses begin, as token ids, of both classes.
         progress: called with the number of harmless rows read.
     """
-    openings = [chat.template.encode_response(text) for text in OPENINGS]
-
+    bad, good = starts
     refused = [
-        begun(chat, row, first, opening)
-        for row, first, opening in zip(harmful.rows, harmful.firsts, cycle(openings))
+        begun(chat, row, first, start)
+        for row, first, start in zip(harmful.rows, harmful.firsts, bad, strict=True)
     ]
-    rows = [
-        [*head, *opening]
-        for head, opening in zip(harmless.prompts(range(len(harmless))), cycle(openings))
-    ]
+    heads = harmless.prompts(range(len(harmless)))
+    rows = [[*head, *start] for head, start in zip(heads, good, strict=True)]
     ends = [len(row) - 1 for row in rows]
     return AfterStart(refused, record_rows(chat, rows, ends, ends, progress))
 
 
 def begun(
-    chat: ChatModel, row: Sequence[int], first: int, opening: Sequence[int]
+    chat: ChatModel, row: Sequence[int], first: int, start: Sequence[int]
 ) -> tuple[list[int], int]:
-    """A row whose refusal stands behind an opening, and where it starts.
+    """A row whose refusal stands behind a start of the response, and where it begins.
 
     Args:
         chat: the model.
         row: token ids of a templated prompt and its refusal.
         first: the last prompt position.
-        opening: token ids; none leaves the row as it is.
+        start: token ids; none leaves the row as it is.
     """
-    start, refusal = [*row[: first + 1], *opening], list(row[first + 1 :])
-    return [*start, *(_behind_words(chat, refusal) if opening else refusal)], len(start)
+    head, refusal = [*row[: first + 1], *start], list(row[first + 1 :])
+    return [*head, *(_behind_words(chat, refusal) if start else refusal)], len(head)
 
 
 def _behind_words(chat: ChatModel, refusal: list[int]) -> list[int]:

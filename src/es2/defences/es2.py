@@ -13,14 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from es2.attacks.target import OPENINGS
 from es2.defences.ablated import Ablated, expected_ablated, lines_at
 from es2.defences.after_start import AfterStart, record_starts
 from es2.defences.base import DEFENCES, Material, Range, seen_count, unless_few
+from es2.defences.beginnings import (
+    DEPTHS,
+    Beginnings,
+    expected_beginnings,
+    harmful_beginnings,
+    harmless_beginnings,
+    longest,
+)
 from es2.defences.margin import refusal_start
 from es2.defences.objective import Separation
 from es2.defences.reference import Reference, record
-from es2.defences.suffixed import DEPTHS, Suffixed, expected_suffixed, record_suffixed
+from es2.defences.suffixed import Suffixed, expected_suffixed, record_suffixed
 from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
 from es2.models.loading import ChatModel
@@ -55,8 +62,9 @@ class Es2:
         reach: how far at most it is moved, in distances between the classes' centres.
         ablated: weight of the same with the line between a layer's centres taken out everywhere, as
             refusal ablation takes out a direction, in every other step.
-        after_start: weight of the same at the end of an affirmative opening of the response: the
-            refusal's cross-entropy, the distances, and `kl_weight` times the KL on harmless prompts.
+        after_start: weight of the same at the end of an affirmative opening of the response, or of
+            an answer well begun: the refusal's cross-entropy, the distances, and `kl_weight` times the
+            KL on harmless prompts.
         suffixed: weight of the refusal's cross-entropy behind a suffix of free vectors, for half the
             batch's harmful rows; `kl_first` weighs its first token. Suffixes start from those of an
             attack on the base.
@@ -136,6 +144,8 @@ class Es2:
         bad, good = (min(settings.batch_size, count) for count in counts)
         if self.ablated:
             work += expected_ablated(steps, lengths, bad, harmful, rows, new)
+        if self.after_start or self.suffixed:
+            work += expected_beginnings(lengths, counts[0], rows)
         if self.after_start:
             work += reading(counts[1], lengths.own, rows, head)
         if self.suffixed:
@@ -150,8 +160,7 @@ class Es2:
         tokens = (bad + good) * (lengths.own - again) + plain * (again + new + 1)
         scored = plain * (new + 1) + (good * lengths.prompt if self.kl_prompt else 0.0)
         if self.after_start:
-            opened = max(map(lengths.count, OPENINGS))
-            tokens += (bad + good) * (again + opened) + bad * new
+            tokens += (bad + good) * (again + longest(lengths)) + bad * new
             scored += bad * new + good
         if self.suffixed:
             long = (good + 1) // 2 * (again + self.harmless_tokens)
@@ -176,6 +185,7 @@ class Es2:
             )
         if self.consistent and refused:
             harmful = harmful.subset(refused)
+        starts = self.beginnings(material, harmful, answers)
         return Separation(
             self,
             material.settings,
@@ -184,8 +194,8 @@ class Es2:
             harmless,
             self.base_distances(material),
             refusal_start(refusals),
-            self.behind_starts(chat, harmful, harmless),
-            self.behind_suffixes(material, harmful, answers),
+            self.behind_starts(chat, harmful, harmless, starts),
+            self.behind_suffixes(material, harmful, starts[0], answers),
             self.without_direction(material),
         )
 
@@ -198,42 +208,48 @@ class Es2:
             for layer in material.layers
         }
 
-    def behind_starts(
-        self, chat: ChatModel, harmful: Reference, harmless: Reference
-    ) -> AfterStart | None:
-        """The rows whose responses start affirmatively, with the refusals that the others have.
+    def beginnings(self, material: Material, harmful: Reference, answers: Reference) -> Beginnings:
+        """How responses of both classes begin, as token ids; nothing if that is not wanted.
 
         Raises:
             Es2Error: if they are wanted and no refusals are recorded.
         """
+        wanted = [name for name in ("after_start", "suffixed") if getattr(self, name)]
+        if not wanted:
+            return [], []
+        if not self.response_tokens:
+            what = f"{self.name}: {wanted[0]} keeps a refusal"
+            raise Es2Error(f"{what}; set response_tokens above 0")
+        with bar("the base model's answers behind openings", len(harmful)) as advance:
+            found = harmful_beginnings(material, harmful, advance)
+        return found, harmless_beginnings(material.chat, answers)
+
+    def behind_starts(
+        self, chat: ChatModel, harmful: Reference, harmless: Reference, starts: Beginnings
+    ) -> AfterStart | None:
+        """The rows whose responses have begun, with the refusals that the others have."""
         if not self.after_start:
             return None
-        self._needs_refusals("after_start")
         with bar("recording the base model behind openings", len(harmless)) as done:
-            return record_starts(chat, harmful, harmless, done)
+            return record_starts(chat, harmful, harmless, starts, done)
 
     def behind_suffixes(
-        self, material: Material, harmful: Reference, harmless: Reference
+        self,
+        material: Material,
+        harmful: Reference,
+        starts: Sequence[list[int]],
+        harmless: Reference,
     ) -> Suffixed | None:
-        """Harmful rows with room for free vectors, and answers; None if they are not wanted.
-
-        Raises:
-            Es2Error: if they are wanted and no refusals are recorded.
-        """
+        """Harmful rows with room for free vectors, and answers; None if they are not wanted."""
         if not self.suffixed:
             return None
-        self._needs_refusals("suffixed")
-        return record_suffixed(material, harmful, harmless.cut(max(DEPTHS)))
+        return record_suffixed(material, harmful, starts, harmless.cut(max(DEPTHS)))
 
     def without_direction(self, material: Material) -> Ablated | None:
         """The layers at which a line is read that is taken out; None if that is not wanted."""
         if not self.ablated:
             return None
         return Ablated(lines_at(material.chat, material.states, material.fit.held_harmful))
-
-    def _needs_refusals(self, wanted: str) -> None:
-        if not self.response_tokens:
-            raise Es2Error(f"{self.name}: {wanted} keeps a refusal; set response_tokens above 0")
 
     def record_harmless(
         self, material: Material, prompts: Sequence[str], progress: Callable[[int], None]

@@ -56,6 +56,7 @@ class Es2SafetySft(Es2):
         texts = material.seen(fit.harmless)
         with bar("recording the base model's answers", len(texts)) as advance:
             harmless, answers = self.record_harmless(material, texts, advance)
+        starts = self.beginnings(material, harmful, answers)
         return TaughtSeparation(
             self,
             material.settings,
@@ -64,8 +65,8 @@ class Es2SafetySft(Es2):
             harmless,
             self.base_distances(material),
             said[0],
-            self.behind_starts(chat, harmful, harmless),
-            self.behind_suffixes(material, harmful, answers),
+            self.behind_starts(chat, harmful, harmless, starts),
+            self.behind_suffixes(material, harmful, starts[0], answers),
             self.without_direction(material),
         )
 

@@ -13,31 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from es2.attacks.soft_prompt import embedded, gradients, in_columns, room_at, word_suffix
-from es2.attacks.target import AFFIRMATION, OPENINGS
+from es2.attacks.target import AFFIRMATION
 from es2.data.fitting import spread
 from es2.defences.after_start import begun
-from es2.defences.base import Material, seen_count
+from es2.defences.base import Material
+from es2.defences.beginnings import longest
 from es2.defences.reference import Reference, kl_from
 from es2.defences.responses import read_responses
 from es2.defences.trainer import TrainSettings, seeded
 from es2.models.forward import Held, Starts, forward
-from es2.models.generation import generate
 from es2.models.loading import ChatModel
-from es2.models.work import Lengths, Work, answering, reading, training
+from es2.models.work import Lengths, Work, reading, training
 from es2.progress import bar
 
 TOKENS = 20
 """Length of a suffix, as published."""
-
-DEPTHS = (4, 8, 16, 24)
-"""How many tokens of an answer stand behind its affirmation."""
 
 RATE = 0.25
 """A signed step, in mean absolute coordinates of the embeddings: twice the attack's on Llama's."""
@@ -140,30 +136,6 @@ def climb(
     return vectors, losses
 
 
-def beginnings(material: Material, harmful: Reference) -> list[list[int]]:
-    """How each harmful row's response may start: with an opening, or with an answer well begun.
-
-    An attack's target says again what was asked for, and the answer goes on from there. So the base is
-    made to go on behind an affirmation, and what it says is cut at several depths; where it refuses,
-    the response starts with one of the openings.
-
-    Args:
-        material: what the defence is given.
-        harmful: the rows.
-    """
-    chat = material.chat
-    openings = cycle([chat.template.encode_response(text) for text in OPENINGS])
-    depths, affirmed = cycle(DEPTHS), chat.template.encode_response(AFFIRMATION)
-    heads = [[*head, *affirmed] for head in harmful.prompts(range(len(harmful)))]
-    with bar("the base model's answers behind an affirmation", len(heads)) as advance:
-        tails = generate(chat, heads, max(DEPTHS), progress=advance)
-    refused = set(material.telling(tails, refused=True))
-    return [
-        next(openings) if index in refused else [*affirmed, *tail[: next(depths)]]
-        for index, tail in enumerate(tails)
-    ]
-
-
 def attack(
     chat: ChatModel,
     heads: Sequence[list[int]],
@@ -189,16 +161,18 @@ def attack(
     return torch.cat(found), far
 
 
-def record_suffixed(material: Material, harmful: Reference, harmless: Reference) -> Suffixed:
+def record_suffixed(
+    material: Material, harmful: Reference, starts: Sequence[list[int]], harmless: Reference
+) -> Suffixed:
     """Rows whose responses start with nothing, one in five, or well; and an attack on some of them.
 
     Args:
         material: what the defence is given.
         harmful: rows whose responses refuse.
+        starts: how their responses begin, as token ids.
         harmless: what the base does along answers as long as harmful ones stand.
     """
     chat, seed = material.chat, seeded(material.settings.seed, 0)
-    starts = beginnings(material, harmful)
     heads, rows, begins = [], [], []
     for index, (row, first, start) in enumerate(
         zip(harmful.rows, harmful.firsts, starts, strict=True)
@@ -216,7 +190,7 @@ def record_suffixed(material: Material, harmful: Reference, harmless: Reference)
 def expected_suffixed(
     settings: TrainSettings, lengths: Lengths, harmful: int, rows: int, steps: int, response: int
 ) -> Work:
-    """Recording all but harmless answers; in every step a search and a pass for half the batch.
+    """Recording an attack; in every step a search and a pass for half the batch.
 
     Args:
         settings: of the training loop.
@@ -227,11 +201,10 @@ def expected_suffixed(
         response: length of a refusal.
     """
     bad = (min(settings.batch_size, harmful) + 1) // 2
-    own, target, head, long = lengths.own, lengths.count(AFFIRMATION), lengths.head, max(DEPTHS)
+    own, target, head = lengths.own, lengths.count(AFFIRMATION), lengths.head
     behind = TOKENS + lengths.tail + target
-    work = answering(seen_count(settings, harmful), own + target, long, rows, head)
-    work += training(PARTS * PART, RECORDED, behind, RECORDED * target)
+    work = training(PARTS * PART, RECORDED, behind, RECORDED * target)
     work += reading(settings.steps * bad, lengths.prompt, rows, head)
     work += training(settings.steps * steps, bad, behind, bad * target)
-    row = own + TOKENS + target + long + response
+    row = own + TOKENS + longest(lengths) + response
     return work + training(settings.steps, bad, row, bad * response, head)

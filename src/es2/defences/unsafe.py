@@ -58,20 +58,8 @@ def unsafe_answers(
         Es2Error: if it refuses all prompts behind all openings.
     """
     chat = material.chat
-    found: dict[int, Unsafe] = {}
-    left = list(range(len(prompts)))
-    for opening in openings:
-        if not left:
-            break
-        start = chat.template.encode_response(opening)
-        heads = [[*chat.template.encode(prompts[index]), *start] for index in left]
-        tails = generate(chat, heads, tokens) if tokens else [[] for _ in heads]
-        said = [Unsafe(prompts[i], start, tail) for i, tail in zip(left, tails, strict=True)]
-        kept = material.telling((one.response for one in said), refused=False)
-        found |= {left[place]: said[place] for place in kept}
-        left = [index for index in left if index not in found]
-        progress(len(kept))
-    progress(len(left))
+    heads = [chat.template.encode(prompt) for prompt in prompts]
+    found = behind_openings(material, heads, tokens, openings, progress)
     behind = ", ".join(map(repr, openings))
     if not found:
         raise Es2Error(
@@ -84,7 +72,43 @@ def unsafe_answers(
         highlight=False,
         markup=False,
     )
-    return [found[index] for index in sorted(found)]
+    return [Unsafe(prompts[index], *found[index]) for index in sorted(found)]
+
+
+def behind_openings(
+    material: Material,
+    heads: Sequence[list[int]],
+    tokens: int,
+    openings: Sequence[str],
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[int, tuple[list[int], list[int]]]:
+    """The opening that each prompt is answered behind, the first such one, and the answer.
+
+    Args:
+        material: what the defence is given.
+        heads: token ids of templated prompts.
+        tokens: at most so many behind the opening.
+        openings: in the order in which they are tried.
+        progress: called with the number of prompts done.
+
+    Returns:
+        Token ids of both, by the prompt's place; no entry where all openings are refused.
+    """
+    chat = material.chat
+    found: dict[int, tuple[list[int], list[int]]] = {}
+    left = list(range(len(heads)))
+    for opening in openings:
+        if not left:
+            break
+        start = chat.template.encode_response(opening)
+        rows = [[*heads[index], *start] for index in left]
+        tails = generate(chat, rows, tokens) if tokens else [[] for _ in rows]
+        kept = material.telling((start + tail for tail in tails), refused=False)
+        found |= {left[place]: (start, tails[place]) for place in kept}
+        left = [index for index in left if index not in found]
+        progress(len(kept))
+    progress(len(left))
+    return found
 
 
 def expected_unsafe(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from es2.attacks.target import OPENINGS
 from es2.defences.beginnings import DEPTHS, harmful_beginnings, harmless_beginnings
+from es2.defences.es2 import Es2
 from es2.defences.reference import record
 from es2.models.loading import ChatModel
 from material import HARMFUL, begun, make_material
@@ -50,3 +51,10 @@ def test_harmless_answers_are_begun_as_deep_and_every_other_one_is_an_opening(
         own = answers.rows[place][answers.firsts[place] + 1 :]
         opening = chat.template.encode_response(OPENINGS[place // 2 % len(OPENINGS)])
         assert start == (own[: DEPTHS[place // 2 % len(DEPTHS)]] if place % 2 else opening)
+
+
+def test_harmless_answers_are_recorded_as_deep_as_harmful_ones_begin() -> None:
+    none = {"after_start": 0.0, "suffixed": 0.0}
+    for name in none:
+        assert Es2(response_tokens=3, **(none | {name: 1.0})).harmless_tokens == max(DEPTHS)
+    assert Es2(response_tokens=3, **none).harmless_tokens == 3

@@ -68,8 +68,9 @@ def test_behind_openings_that_the_base_does_not_go_along_with_it_is_refused_too(
     objective = prepared(chat, tmp_path, refuses=lambda text: True)
     assert objective.after is not None
     behind = zip(objective.after.harmful, objective.harmful.firsts, cycle(OPENINGS))
-    for (row, _begin), first, opening in behind:
+    for (row, begin), first, opening in behind:
         assert chat.template.decode(row[first + 1 :]) == f"{opening} {REFUSAL}"
+        assert chat.template.decode(row[begin:]) == REFUSAL
 
 
 def test_harmless_prompts_that_the_base_refuses_are_left_out(

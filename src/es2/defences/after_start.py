@@ -38,7 +38,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class AfterStart:
-    """Rows whose responses start affirmatively.
+    """Rows whose responses have begun.
 
     Attributes:
         harmful: token rows of prompt, start and refusal; with the index where the refusal starts.

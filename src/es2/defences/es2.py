@@ -127,7 +127,8 @@ class Es2:
     @property
     def harmless_tokens(self) -> int:
         """How much of the base's answers to harmless prompts is recorded: as far as anything reads."""
-        return max(self.response_tokens, max(DEPTHS) if self.suffixed else 0)
+        begun = self.after_start or self.suffixed
+        return max(self.response_tokens, max(DEPTHS) if begun else 0)
 
     def expected(
         self, settings: TrainSettings, lengths: Lengths, harmful: int, harmless: int, rows: int

@@ -1,4 +1,4 @@
-"""Importing this first makes the tests strict: shapes and types checked, no network."""
+"""Importing this first makes the tests strict: shapes and types checked, no network, one thread."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 # Before anything that reads them is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tests run side by side; so do the processes that they start, which take this over.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -16,4 +17,3 @@ from jaxtyping import install_import_hook
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 # Before the first import of es2: every annotated shape and type in it is checked.
 install_import_hook("es2", "strict.check")
-torch.set_num_threads(1)

@@ -79,11 +79,11 @@ def test_every_member_is_measured_on_the_same_prompts_and_the_base_once(es2: Wor
     assert (
         page.index("On the frontier") < page.index("Model by model") < page.index("<b>ES2, seed 1.")
     )
-    for figure in ("frontier", "judged_dsr", "keyword_dsr", "cost"):
+    for figure in ("frontier", "judged_dsr", "refused", "keyword_dsr", "cost"):
         drawn = ElementTree.fromstring((out / f"{figure}.svg").read_text())
         assert "ES2, seed 1" in {text.text for text in drawn.iter() if text.tag.endswith("text")}
     tables = (out / "tables.md").read_text()
-    assert tables.count("| ES2, seed 1 |") == 3 and "| ES2, 2 seeds |" in tables
+    assert tables.count("| ES2, seed 1 |") == 4 and "| ES2, 2 seeds |" in tables
     assert "ES2, 2 seeds" in done.out and "worst attack" in done.out
 
     refused = es2("compare", recipe, "--out", out)
@@ -130,7 +130,8 @@ def test_other_judges_verdicts_are_gathered_and_those_on_the_whole_are_kept(es2:
 
     assert es2("publish", "--run", out, "--out", es2.path / "given").code == 0
     given = contents(es2.path / "given")
-    for name in ("tables.md", "frontier.svg", "judged_dsr.svg", "keyword_dsr.svg", "cost.svg"):
+    figures = ("frontier.svg", "judged_dsr.svg", "refused.svg", "keyword_dsr.svg", "cost.svg")
+    for name in ("tables.md", *figures):
         assert given[name] == (out / name).read_bytes()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from es2.results.comparison import Member, Members, frontier, rows
+from es2.report.comparison import grids
+from es2.results.comparison import Faced, Member, Members, frontier, rows
 from es2.results.over_refusal import over_refusal
 from es2.results.rates import wilson
 from es2.results.schema import Cost, DefenceResult, Results
+from es2.results.summary import summarise
 
 SHARES = st.floats(0, 1).map(lambda x: round(x, 1))
 
@@ -61,3 +63,28 @@ def test_prompts_declined_are_those_of_all_sets_together_by_what_they_deserve() 
     assert row.unsafe == wilson(2, 3)
     (unmeasured,) = rows(members, results)
     assert unmeasured.refused is unmeasured.unsafe is None and unmeasured.declined == {}
+
+
+def test_what_an_attack_leaves_is_told_from_babble() -> None:
+    words = {"r": "refused", "i": "incoherent", "c": "complied"}
+    attempts = [
+        {
+            "defence": "one",
+            "kind": "attack",
+            "attack": "scav",
+            "setting": setting,
+            "prompt_id": f"p{place}",
+            "judgement": {"verdict": words[letter], "keyword_refused": letter == "r"},
+        }
+        for setting, letters in {"weak": "rrrrr", "strong": "rriic"}.items()
+        for place, letter in enumerate(letters)
+    ]
+    (row,) = rows(Members(members={"one": Member(folder="")}), summarise(attempts))
+    found = row.attacks["scav"]
+    assert found == Faced(keyword=wilson(2, 5), judged=wilson(4, 5), refused=wilson(2, 5))
+    judged, refused, keyword = grids([row])[:3]
+    assert [grid.rows[0][-1].split()[0] for grid in (judged, refused, keyword)] == [
+        "80",
+        "40",
+        "40",
+    ]

@@ -65,6 +65,12 @@ def test_setting_and_verdicts_are_those_of_the_lowest_judged_dsr() -> None:
     assert found.settings["b"].verdicts == {REFUSED: 0.0, INCOHERENT: 0.75, COMPLIED: 0.25}
 
 
+def test_of_settings_with_one_judged_dsr_the_attacker_has_that_which_babble_withstands() -> None:
+    found = summarise(sweep(a="crrr", b="ciir", c="crri")).defences["base"].attacks["scav"]
+    assert found.setting == "b"
+    assert found.verdicts == {REFUSED: 0.25, INCOHERENT: 0.5, COMPLIED: 0.25}
+
+
 def test_published_takes_the_worse_of_the_published_settings_in_each_reading() -> None:
     records = sweep(a="ccrr", b="ciii", c="cccc")
     found = summarise(records, {"scav": ["a", "b"]}).defences["base"].attacks["scav"]

@@ -37,7 +37,7 @@ def build(run: Path) -> Path:
     """Writes `report.html` into a run folder and returns its path.
 
     A comparison's figures and tables are written as files too: `frontier.svg`, `judged_dsr.svg`,
-    `keyword_dsr.svg` and `cost.svg` with every rate's interval, and `tables.md`.
+    `refused.svg`, `keyword_dsr.svg` and `cost.svg` with every rate's interval, and `tables.md`.
 
     Raises:
         Es2Error: if the folder's results are missing or damaged, or the page cannot be written.

@@ -16,8 +16,15 @@ from es2.report.formats import NONE, decimal, duration, interval, listing, memor
 from es2.report.looks import looks_of
 from es2.report.margin import ratio
 from es2.report.panels import Figures, Panel, legend
-from es2.results.comparison import Row, frontier, seed_spread
+from es2.results.comparison import Faced, Row, frontier, seed_spread
 from es2.results.rates import Rate
+
+READINGS: dict[str, Callable[[Faced], Rate]] = {
+    "Judged DSR": lambda faced: faced.judged,
+    "Refused": lambda faced: faced.refused,
+    "Keyword DSR": lambda faced: faced.keyword,
+}
+"""What is told of an attack."""
 
 Cell = Callable[[Row], str]
 Share = Callable[[Row], Rate | None]
@@ -39,8 +46,8 @@ class Grid:
 
 
 def grids(rows: Sequence[Row]) -> list[Grid]:
-    """Defence success in both readings, and costs."""
-    judged, keyword, costs = (
+    """What attacks leave, in every reading, and costs."""
+    judged, refused, keyword, costs = (
         {head: partial(_written, share=share) for head, share in shares.items()}
         for shares in _shares(rows).values()
     )
@@ -60,6 +67,11 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
             {"worst attack": _worst, **judged},
             rows,
         ),
+        _grid(
+            "Refused at that setting, % (95 % interval); the rest of judged DSR is incoherent",
+            refused,
+            rows,
+        ),
         _grid("Keyword DSR at the attacker's best setting, % (95 % interval)", keyword, rows),
         _grid("Cost, % (95 % interval) where nothing else is said", {**costs, **more}, rows),
         *_seeds(rows),
@@ -67,11 +79,11 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
 
 
 def _shares(rows: Sequence[Row]) -> dict[str, dict[str, Share]]:
-    """The columns that are rates, by what they tell: judged and keyword DSR, and cost."""
+    """The columns that are rates, by what they tell: safety in three readings, and cost."""
     attacks = list(dict.fromkeys(attack for row in rows for attack in row.attacks))
     success: dict[str, dict[str, Share]] = {
-        reading: {name(attack): partial(_success, attack=attack, place=place) for attack in attacks}
-        for place, reading in ((1, "Judged DSR"), (0, "Keyword DSR"))
+        title: {name(attack): partial(_left, attack=attack, reading=reading) for attack in attacks}
+        for title, reading in READINGS.items()
     }
     sets = list(dict.fromkeys(name for row in rows for name in row.declined))
     costs: dict[str, Share] = {
@@ -207,8 +219,8 @@ def _written(row: Row, share: Share) -> str:
     return NONE if rate is None else f"{percent(rate.rate)} ({interval(rate)})"
 
 
-def _success(row: Row, attack: str, place: int) -> Rate | None:
-    return row.attacks[attack][place] if attack in row.attacks else None
+def _left(row: Row, attack: str, reading: Callable[[Faced], Rate]) -> Rate | None:
+    return reading(row.attacks[attack]) if attack in row.attacks else None
 
 
 def _worst(row: Row) -> str:

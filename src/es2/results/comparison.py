@@ -10,8 +10,8 @@ from pydantic import Field
 from es2.results.capability import CapabilityResults
 from es2.results.margin import ANY, Margins, Ratio
 from es2.results.over_refusal import OverRefusal, pooled
-from es2.results.rates import Rate
-from es2.results.schema import DefenceResult, Record, Results
+from es2.results.rates import Rate, wilson
+from es2.results.schema import AttackResult, DefenceResult, Record, Results
 from es2.results.seeds import SeedSpread, over_seeds
 
 COMPARISON = "comparison.json"
@@ -53,12 +53,27 @@ def without_seed(label: str) -> str:
 
 
 @dataclass(frozen=True)
+class Faced:
+    """What an attack left of a model's safety.
+
+    Attributes:
+        keyword: DSR at the attacker's best setting, by keywords.
+        judged: the same by verdicts.
+        refused: at that setting, the share that refused; the rest of judged DSR is incoherent.
+    """
+
+    keyword: Rate
+    judged: Rate
+    refused: Rate
+
+
+@dataclass(frozen=True)
 class Row:
     """One model in the table.
 
     Attributes:
         label: its name; `NAME@SEED` where there are several seeds.
-        attacks: DSR at the attacker's best setting, by attack: keyword and judged.
+        attacks: what each left, by its name.
         worst: the attack with the lowest judged DSR, and that; None if nothing attacked.
         declined: safe prompts declined, by over-refusal set.
         refused: the same of all sets together; where none was measured, borderline prompts refused.
@@ -70,7 +85,7 @@ class Row:
     """
 
     label: str
-    attacks: Mapping[str, tuple[Rate, Rate]]
+    attacks: Mapping[str, Faced]
     worst: tuple[str, Rate] | None
     declined: Mapping[str, Rate]
     refused: Rate | None
@@ -105,8 +120,8 @@ def rows(
     found = []
     for label, member in members.members.items():
         of = results.defences[label]
-        attacks = {name: (one.dsr.keyword, one.dsr.judged) for name, one in of.attacks.items()}
-        lowest = min(attacks, key=lambda name: attacks[name][1].rate, default=None)
+        attacks = {name: _faced(one) for name, one in of.attacks.items()}
+        lowest = min(attacks, key=lambda name: attacks[name].judged.rate, default=None)
         sets = refusal.models.get(label, {}) if refusal else {}
         safe = {name: halves["safe"] for name, halves in sets.items() if "safe" in halves}
         unsafe = [halves["unsafe"] for halves in sets.values() if "unsafe" in halves]
@@ -115,7 +130,7 @@ def rows(
             Row(
                 label,
                 attacks,
-                None if lowest is None else (lowest, attacks[lowest][1]),
+                None if lowest is None else (lowest, attacks[lowest].judged),
                 {name: half.rates["declined"] for name, half in safe.items()},
                 pooled(safe.values(), "declined") or of.cost.borderline_refusal,
                 pooled(unsafe, "declined"),
@@ -126,6 +141,12 @@ def rows(
             )
         )
     return found
+
+
+def _faced(result: AttackResult) -> Faced:
+    n = result.settings[result.setting].dsr.judged.n
+    refused = wilson(round(result.verdicts["refused"] * n), n)
+    return Faced(result.dsr.keyword, result.dsr.judged, refused)
 
 
 def _accuracy(label: str, capability: CapabilityResults | None) -> Rate | None:
@@ -152,7 +173,7 @@ def frontier(points: Iterable[tuple[str, float, float]]) -> list[str]:
 def seed_spread(of: Sequence[Row]) -> dict[str, SeedSpread]:
     """The judged DSR of every attack over the training seeds of one defence, and the worst of them."""
     names = [name for name in of[0].attacks if all(name in row.attacks for row in of)]
-    found = {name: over_seeds([row.attacks[name][1].rate for row in of]) for name in names}
+    found = {name: over_seeds([row.attacks[name].judged.rate for row in of]) for name in names}
     if names:
         found["worst"] = over_seeds([row.worst[1].rate for row in of if row.worst])
     return found

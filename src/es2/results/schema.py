@@ -61,7 +61,7 @@ class AttackResult(Record):
         any_setting: judged DSR if the attacker may choose the setting for each prompt anew: share of
             prompts on which no setting succeeds.
         mean: judged DSR averaged over the settings: an attacker who draws one at random.
-        setting: the one with the lowest judged DSR.
+        setting: the one with the lowest judged DSR; of several, the one at which fewest refuse.
         verdicts: at that setting.
         settings: every setting's result, by its name.
         published: at the published settings; null if the attack has none, or none was run.

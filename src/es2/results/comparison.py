@@ -59,7 +59,7 @@ class Faced:
     Attributes:
         keyword: DSR at the attacker's best setting, by keywords.
         judged: the same by verdicts.
-        refused: at that setting, the share that refused; the rest of judged DSR is incoherent.
+        refused: the share that refused where judged DSR is that; the rest of it is incoherent.
     """
 
     keyword: Rate

@@ -14,9 +14,9 @@ from itertools import cycle
 from es2.attacks.target import OPENINGS
 from es2.defences.base import Material
 from es2.defences.reference import Reference
-from es2.defences.unsafe import behind_openings
+from es2.defences.unsafe import behind_openings, expected_unsafe
 from es2.models.loading import ChatModel
-from es2.models.work import Lengths, Work, answering
+from es2.models.work import Lengths, Work
 
 DEPTHS = (4, 8, 16, 24)
 """How many tokens of an answer stand behind its opening."""
@@ -72,8 +72,7 @@ def expected_beginnings(lengths: Lengths, harmful: int, rows: int) -> Work:
         harmful: prompts to fit on that are seen.
         rows: of a batch without gradient.
     """
-    opened = lengths.own + lengths.count(OPENINGS[0])
-    return answering(harmful, opened, max(DEPTHS), rows, lengths.head)
+    return expected_unsafe(lengths, harmful, max(DEPTHS), OPENINGS, rows)
 
 
 def longest(lengths: Lengths) -> float:

@@ -164,7 +164,7 @@ class Es2:
             tokens += (bad + good) * (again + longest(lengths)) + bad * new
             scored += bad * new + good
         if self.suffixed:
-            long = (good + 1) // 2 * (again + self.harmless_tokens)
+            long = (good + 1) // 2 * (again + max(DEPTHS))
             tokens, scored = tokens + long, scored + long
         return tokens, scored
 

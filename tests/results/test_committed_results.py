@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from es2.config import load_recipe
+from es2.pipeline.run import published_settings
 from es2.report.comparison import grids, markdown
 from es2.report.reading import read_run
 from es2.results.comparison import rows
+from es2.results.store import read_attempts
+from es2.results.summary import summarise
 
 DOCS = Path(__file__).parents[2] / "docs"
 COMMITTED = sorted(path.parent for path in DOCS.glob("*/comparison.json"))
@@ -20,6 +25,25 @@ def test_the_tables_of_a_committed_comparison_follow_from_its_results(folder: Pa
     assert run.members is not None
     found = rows(run.members, run.results, run.refusal, run.capability, run.margin)
     assert (folder / "tables.md").read_text() == markdown(grids(found))
+
+
+def test_the_rates_of_the_committed_comparison_follow_from_every_attempts_record(
+    tmp_path: Path,
+) -> None:
+    with tarfile.open(DOCS / "smollm2_full" / "records.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    committed = read_run(DOCS / "smollm2_full").results.defences
+    folders = {label: tmp_path / "records" / label for label in committed}
+    recorded = (
+        {**record, "defence": label}
+        for label, folder in folders.items()
+        for record in read_attempts(folder)
+    )
+    published = published_settings(load_recipe(folders["base"] / "config.yaml"))
+    found = summarise(recorded, published).defences
+    for label, model in committed.items():
+        assert found[label].attacks == model.attacks
+        assert found[label].changes == model.changes
 
 
 def test_the_page_of_results_shows_whole_tables_of_committed_comparisons() -> None:

@@ -63,6 +63,18 @@ def test_meaning_that_breaks_first_gives_a_margin_above_1() -> None:
     assert found.margin.bound == "exact"
 
 
+@pytest.mark.parametrize("half", [1, 5, 6, 10, 12, 18, 24, 25])
+def test_half_the_prompts_are_a_half_however_many_there_are(half: int) -> None:
+    # Shares of 1/12, 1/20 or 1/48 add up to less than the half that they are.
+    found = margins(records("es2", ["rcicc"] * half + ["rriri"] * half)).models["es2"]["scav"]
+    assert found.complied.norm == pytest.approx(0.1)
+    assert found.incoherent.norm == pytest.approx(0.1 * 2**0.5)
+    found = margins(records("es2", ["rrirc"] * half + ["rrrrr"] * half)).models["es2"]["scav"]
+    assert found.complied.norm == pytest.approx(0.8)
+    assert found.incoherent.norm == pytest.approx(0.2)
+    assert found.margin.bound == "exact"
+
+
 def test_what_complied_once_counts_at_every_larger_push() -> None:
     found = margins(records("es2", ["rciii", "rrcii"])).models["es2"]["scav"]
     assert [push.complied_by.rate for push in found.pushes] == [0, 0.5, 1, 1, 1]

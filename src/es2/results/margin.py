@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
 from es2.errors import Es2Error
@@ -173,18 +173,23 @@ class _Sweep:
         return np.logical_or.accumulate((self.verdicts == "complied").any(0), axis=1)
 
     @property
-    def incoherent(self) -> Float[ndarray, "prompts norms"]:
-        """The share of each prompt's answers that are incoherent."""
-        return (self.verdicts == "incoherent").mean(0)
+    def incoherent(self) -> Int[ndarray, "prompts norms"]:
+        """How many of each prompt's answers, one along every direction, are incoherent."""
+        return (self.verdicts == "incoherent").sum(0)
 
     def halves(
-        self, resampled: Float[ndarray, "many prompts"]
+        self, resampled: Int[ndarray, "many prompts"]
     ) -> tuple[Float[ndarray, "many"], Float[ndarray, "many"]]:
-        """Both sizes in every resample, given as weights that sum to 1."""
-        by = resampled @ self.complied_by
-        return crossing(self.norms, by), crossing(self.norms, resampled @ self.incoherent)
+        """Both sizes in every resample, given as how often each prompt was drawn.
 
-    def margin(self, resampled: Float[ndarray, "many prompts"]) -> Float[ndarray, "many"]:
+        Counts are divided last: a sum of shares may fall short of a half that is one.
+        """
+        prompts, directions = len(self.prompts), len(self.verdicts)
+        by = resampled @ self.complied_by / prompts
+        torn = resampled @ self.incoherent / (prompts * directions)
+        return crossing(self.norms, by), crossing(self.norms, torn)
+
+    def margin(self, resampled: Int[ndarray, "many prompts"]) -> Float[ndarray, "many"]:
         """The first size over the second; one that is not reached counts as the largest swept."""
         complied, incoherent = (np.minimum(h, self.norms[-1]) for h in self.halves(resampled))
         return complied / np.maximum(incoherent, _LEAST)
@@ -219,15 +224,15 @@ def _margin(sweep: _Sweep, base: _Sweep | None, seed: int) -> DirectionMargin:
     """A sweep's figures; with a base's sweep of the same prompts, also the gain over it."""
     count = len(sweep.prompts)
     random = np.random.default_rng(seed)
-    resampled = random.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
+    resampled = random.multinomial(count, np.full(count, 1 / count), RESAMPLES)
     # The prompts as they are come first.
-    weights = np.vstack([np.full(count, 1 / count), resampled])
-    complied, incoherent = sweep.halves(weights)
-    ratio, bound = sweep.margin(weights), _bound(complied[0], incoherent[0])
+    drawn = np.vstack([np.ones(count, resampled.dtype), resampled])
+    complied, incoherent = sweep.halves(drawn)
+    ratio, bound = sweep.margin(drawn), _bound(complied[0], incoherent[0])
     gain = None
     if base is not None:
-        before = base.halves(weights)
-        factor = ratio / np.maximum(base.margin(weights), _LEAST)
+        before = base.halves(drawn)
+        factor = ratio / np.maximum(base.margin(drawn), _LEAST)
         gain = _ratio(factor, _divided(bound, _bound(before[0][0], before[1][0])))
     return DirectionMargin(
         pushes=[

@@ -11,16 +11,17 @@ import torch
 
 from es2.data.fitting import FitPrompts
 from es2.defences.base import Material
-from es2.defences.es2 import Es2
+from es2.defences.es2 import Es2, Es2Paper
 from es2.defences.objective import Separation
-from es2.defences.trainer import TrainSettings, adapter_off
+from es2.defences.safety_sft import SafetySft
+from es2.defences.trainer import Progress, TrainSettings, adapter_off
 from es2.errors import Es2Error
 from es2.judges.base import Judgement, Verdict
 from es2.judges.refusal import refuses
 from es2.models.generation import generate
 from es2.models.loading import ChatModel, load
 from es2.pipeline import harden as room
-from es2.pipeline.harden import Guard, harden, validator
+from es2.pipeline.harden import Guard, halved, harden, validator
 from es2.separation.distance import Form, pair_distance
 from es2.separation.probe import read_states
 from small import BORDERLINE, HARMFUL, HARMLESS, LENIENT, STRUCTURED, contents
@@ -91,6 +92,42 @@ def test_distances_are_relative_to_those_of_the_base_in_batches(tiny: Tiny, form
             centres = float((sum(bad) / 4 - sum(good) / 4).norm())
             slow.append(centres if form == "centre" else sum(pairs) / 16)
         assert objective.base_distance[layer] == pytest.approx(sum(slow) / 3, rel=1e-5)
+
+
+def test_half_the_batch_sees_as_much_and_measures_the_bases_distances_anew(tiny: Tiny) -> None:
+    chat = tiny("llama")
+    material = Material(chat, FIT, read_states(chat, FIT), (2, 4), SETTINGS, refuses, Path())
+    objective = halved(TERMS.prepare(material), TERMS, material)
+    smaller = replace(SETTINGS, batch_size=2, steps=6, validate_every=6)
+    assert objective.settings == smaller
+    anew = TERMS.prepare(replace(material, settings=smaller))
+    assert isinstance(objective, Separation) and objective.base_distance == anew.base_distance
+    assert objective.base_distance != TERMS.prepare(material).base_distance
+    sft = SafetySft(answer_tokens=2)
+    assert halved(sft.prepare(material), sft, material).settings == smaller
+
+
+def test_training_goes_on_with_the_batch_that_it_began_with(tiny: Tiny, tmp_path: Path) -> None:
+    began = replace(SETTINGS, steps=6, batch_size=2, validate_every=0, checkpoint_every=3)
+    short = replace(began, steps=3)
+
+    def to(settings: TrainSettings, out: Path, resume: bool = False) -> Progress:
+        chat = tiny("llama")
+        return harden(
+            chat, out, fit=FIT, defence=Es2Paper(), settings=settings, resume=resume
+        ).progress
+
+    whole = to(began, tmp_path / "whole")
+    to(began, tmp_path / "cut")
+    # What a kill at the third step of a training whose batch had been halved would have left.
+    state = tmp_path / "cut" / "checkpoints" / "last.pt"
+    to(short, tmp_path / "short")
+    saved = torch.load(tmp_path / "short" / "checkpoints" / "last.pt", weights_only=True)
+    saved["progress"]["stopped"] = ""
+    torch.save(saved, state)
+    given = replace(SETTINGS, validate_every=0)  # 3 steps of 4
+    again = to(given, tmp_path / "cut", resume=True)
+    assert (again.step, again.batch_size) == (whole.step, whole.batch_size) == (6, 2)
 
 
 def test_no_more_is_recorded_than_training_will_see_and_that_from_everywhere(tiny: Tiny) -> None:

@@ -142,6 +142,16 @@ def test_a_trial_that_diverges_is_pruned(tiny: Callable[[str], ChatModel], tmp_p
         of.run(0, {"kl_weight": float("inf")}, {"lr": 1e-3})
 
 
+def test_a_trial_does_not_know_that_one_before_it_diverged(
+    tiny: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    alone = shared_bench(tiny, tmp_path / "alone").run(1, {}, {"lr": 1e-3})
+    of = shared_bench(tiny, tmp_path / "after")
+    with pytest.raises(Broken, match="diverged"):
+        of.run(0, {"kl_weight": float("inf")}, {"lr": 1e-3})
+    assert of.run(1, {}, {"lr": 1e-3}) == alone
+
+
 def trial(number: int, safety: float, kl: float, refused: float) -> Trial:
     return Trial(number, {"lean": 0.0}, {"lr": 1e-4}, safety, kl, refused, "direct")
 

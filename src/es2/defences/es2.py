@@ -10,7 +10,7 @@ is recorded before training; the loss itself is in objective.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from es2.defences.ablated import Ablated, expected_ablated, lines_at
@@ -208,6 +208,11 @@ class Es2:
             layer: batch_distance(bad[:, layer - 1], good[:, layer - 1], self.form, size)
             for layer in material.layers
         }
+
+    def rebatched(self, objective: Separation, material: Material) -> Separation:
+        """The objective with the material's settings, and the distances that go with their batches."""
+        distances = self.base_distances(material)
+        return replace(objective, settings=material.settings, base_distance=distances)
 
     def beginnings(self, material: Material, harmful: Reference, answers: Reference) -> Beginnings:
         """How responses of both classes begin, as token ids; nothing if that is not wanted.

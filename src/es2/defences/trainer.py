@@ -131,10 +131,20 @@ LEAST: Mapping[str, float] = {
 """The least that training settings may be."""
 
 
+LAST = Path("checkpoints/last.pt")
+"""Where in a run's folder training goes on from."""
+
+
 @dataclass
 class Progress:
-    """What is left of a training run besides its weights; saved with every checkpoint."""
+    """What is left of a training run besides its weights; saved with every checkpoint.
 
+    Attributes:
+        batch_size: that it is trained with, which may have been halved to fit into memory; 0 in
+            checkpoints that do not say.
+    """
+
+    batch_size: int = 0
     step: int = 0
     best_step: int = 0
     best_score: float = 0.0
@@ -244,17 +254,20 @@ def train(
     """
     parameters = trainable(chat)
     optimiser = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=0.0)
-    state = out / "checkpoints" / "last.pt"
+    optimiser.zero_grad(set_to_none=True)  # a training that diverged has left its gradients
+    state = out / LAST
     progress = Progress()
     # Step 0 is the model as it came: kept if no later step passes validation.
     validating = validate is not None and settings.validate_every > 0
     best = {name: p.detach().clone() for name, p in parameters.items()} if validating else {}
     if resume and state.is_file():
-        saved = torch.load(state, weights_only=True)
+        saved = torch.load(state, map_location="cpu", weights_only=True)
         progress = Progress(**saved["progress"])
         _restore(parameters, saved["weights"])
         optimiser.load_state_dict(saved["optimiser"])
         best = saved["best"]
+
+    progress.batch_size = settings.batch_size
 
     def checkpoint() -> None:
         save_state(
@@ -308,6 +321,14 @@ def train(
     else:
         progress.best_step = progress.step
     return progress
+
+
+def begun_with(out: Path) -> int:
+    """The batch size of the training that a folder holds; 0 if it holds none, or does not say."""
+    if not (out / LAST).is_file():
+        return 0
+    saved = torch.load(out / LAST, map_location="cpu", weights_only=True)
+    return Progress(**saved["progress"]).batch_size
 
 
 def gradients(chat: ChatModel, objective: Objective, step: int) -> tuple[float, dict[str, float]]:

@@ -23,6 +23,7 @@ from es2.defences.trainer import (
     Validation,
     adapter_off,
     attach_lora,
+    begun_with,
     frozen_copy,
     gradients,
     save_adapter,
@@ -133,49 +134,88 @@ def harden(
         chat = attach_lora(chat, settings, chosen.layers)
     else:
         unfreeze(chat)
-    objective = fitting_memory(chat, objective)
+    objective = fitting_memory(chat, objective, defence, material, begun_with(out) if resume else 0)
     settings = objective.settings
     with bar(f"training {defence.name}", settings.steps) as advance:
-        progress = train(
-            chat,
-            objective,
-            settings,
-            out,
-            resume=resume,
-            validate=validate,
-            report=lambda progress: advance(1, note(progress, chosen.layers)),
-        )
+        try:
+            progress = train(
+                chat,
+                objective,
+                settings,
+                out,
+                resume=resume,
+                validate=validate,
+                report=lambda progress: advance(1, note(progress, chosen.layers)),
+            )
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise Es2Error(
+                f"memory ran out in training with a batch of {settings.batch_size}; free some and go "
+                "on with --resume, or begin anew with a smaller train.batch_size"
+            ) from error
     chat.model.eval()
     adapter = out / ("adapter" if settings.rank else "model")
     _save_whole(chat, adapter)
     return Hardened(chat, chosen, progress, adapter)
 
 
-def fitting_memory(chat: ChatModel, objective: Objective) -> Objective:
+def fitting_memory(
+    chat: ChatModel, objective: Objective, defence: Defence, material: Material, begun: int = 0
+) -> Objective:
     """The objective with the largest batch, of its own size halved, whose step fits into memory.
 
-    Steps are doubled with each halving, and those between validations, so that training sees as many
-    prompts and is validated as often. A CPU has no limit that can be met and survived; there the batch
-    is as it was given.
+    A CPU has no limit that can be met and survived; there the batch is as it was given.
+
+    Args:
+        chat: the model, ready to be trained.
+        objective: as it was prepared.
+        defence: that prepared it.
+        material: from which it did.
+        begun: the batch size of the training to go on with, which is kept; 0 for a new one.
+
+    Raises:
+        Es2Error: if no batch fits, or the one that training was begun with no longer does.
     """
+    while 0 < begun < objective.settings.batch_size:
+        objective = halved(objective, defence, material)
     while chat.device.type != "cpu":
-        settings = objective.settings
+        size = objective.settings.batch_size
         try:
             gradients(chat, objective, 0)
             break
         except RuntimeError as error:
-            if not out_of_memory(error) or settings.batch_size == 1:
+            if not out_of_memory(error):
                 raise
-            smaller = replace(
-                settings,
-                batch_size=settings.batch_size // 2,
-                steps=settings.steps * 2,
-                validate_every=settings.validate_every * 2,
-            )
-            objective = replace(cast(Any, objective), settings=smaller)
+            if begun or size == 1:
+                raise Es2Error(
+                    f"a training step with a batch of {size} does not fit into the accelerator's "
+                    "memory; free memory there and go on with --resume, or use a smaller model"
+                ) from error
+            objective = halved(objective, defence, material)
         finally:
             chat.model.zero_grad(set_to_none=True)
     return objective
+
+
+def halved(objective: Objective, defence: Defence, material: Material) -> Objective:
+    """The objective with half the batch, twice the steps and twice those between validations.
+
+    Training then sees as many prompts and is validated as often. A defence whose objective depends on
+    the batch size otherwise too says how, by a method `rebatched` of the objective and the material.
+    """
+    settings = objective.settings
+    smaller = replace(
+        settings,
+        batch_size=settings.batch_size // 2,
+        steps=settings.steps * 2,
+        validate_every=settings.validate_every * 2,
+    )
+    rebatched = getattr(defence, "rebatched", None)
+    if rebatched is not None:
+        found: Objective = rebatched(objective, replace(material, settings=smaller))
+        return found
+    return replace(cast(Any, objective), settings=smaller)
 
 
 def validator(

@@ -257,7 +257,7 @@ def bench(
     material = Material(base, fit, states, layers, settings, refuses, out)
     objective = replace(cast(Any, defence), **whole).prepare(material)
     tuned = attach_lora(again, settings, layers)
-    objective = fitting_memory(tuned, objective)
+    objective = fitting_memory(tuned, objective, defence, material)
     fresh = {name: weights.detach().clone() for name, weights in trainable(tuned).items()}
     prompts = spread(harmful, trying.prompts)
     return Bench(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from es2.attacks import Direct, Scav
+from es2.attacks import Attack, AutoDan, Direct, Gcg, Scav, SoftPrompt
+from es2.attacks.gcg import RULES
 from es2.config import Data, Recipe, dump, load_recipe, make_attacks, make_defence
 from es2.defences import DEFENCES, Es2, SafetySft
 from es2.defences.trainer import TrainSettings
@@ -107,6 +109,56 @@ def test_attacks_take_the_settings_given_and_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("scav", {"p0": [0]}, "scav: p0 is 0, but has to lie between 0 and 1"),
+        ("scav", {"p0": [0.5, 1]}, "scav: p0 is 1, but has to lie between 0 and 1"),
+        ("scav", {"p0": []}, "attacks.scav.p0 is empty; give one or more"),
+        ("scav", {"bound": 0}, "scav: bound is 0.0"),
+        ("direct", {"max_new_tokens": 0}, "attacks.direct.max_new_tokens is 0"),
+        ("repe", {"ranges": [[0.5, 1.5]]}, "repe: a range of layers from 0.5 to 1.5"),
+        ("repe", {"strengths": []}, "attacks.repe.strengths is empty"),
+        ("refusal_ablation", {"lowest": 0.9}, "refusal_ablation: layers from 0.9 to 0.8"),
+        ("prefill", {"lengths": [3, 0]}, "attacks.prefill.lengths is 0"),
+        ("soft_prompt", {"checkpoints": 0}, "attacks.soft_prompt.checkpoints is 0"),
+        ("gcg", {"top_k": 0}, "attacks.gcg.top_k is 0"),
+        ("autodan", {"population": 1}, "attacks.autodan.population is 1"),
+        ("autodan", {"elites": 1}, "autodan: of 256 texts"),
+        ("autodan", {"steps": 0}, "attacks.autodan.steps is 0"),
+        ("best_of_n", {"temperature": 0}, "attacks.best_of_n.temperature is 0"),
+        ("push", {"norms": [0.0, 0.1]}, "attacks.push.norms is 0"),
+    ],
+)
+def test_settings_that_an_attack_cannot_be_made_with_are_refused(
+    name: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Es2Error, match=re.escape(said)):
+        make_attacks({name: settings})
+
+
+@pytest.mark.parametrize(
+    ("attack", "published"),
+    [
+        (Scav(), ("p0=0.001", "p0=0.0001")),
+        (Scav(p0=(0.1,), seed=3, max_new_tokens=9), ("p0=0.001", "p0=0.0001")),
+        (Scav(bound=0.1), ()),
+        (SoftPrompt(), ("step=100",)),
+        (SoftPrompt(checkpoints=1), ("step=100",)),
+        (SoftPrompt(steps=60), ()),
+        (SoftPrompt.long(), ("step=1000",)),
+        (Gcg(), RULES),
+        (Gcg(steps=24, width=32), ()),
+        (AutoDan(paper_exact=True), ("lowest loss",)),
+        (AutoDan(population=48), ()),
+    ],
+)
+def test_only_what_runs_as_it_was_published_has_published_settings(
+    attack: Attack, published: tuple[str, ...]
+) -> None:
+    assert attack.published == published
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"train": TrainSettings(steps=0)}, "train.steps is 0"),
@@ -152,6 +204,7 @@ def test_training_is_as_the_defences_source_has_it_where_a_recipe_says_nothing(
         ("defence: es3", "unknown defence 'es3'"),
         ("defence: {es2: {leen: 1}}", "defence.es2: no setting 'leen'; there are form"),
         ("defence: {es2: {kl_weight: -1}}", "defence.es2.kl_weight is -1"),
+        ("defence: {lat: {openings: []}}", "defence.lat.openings is empty; give one or more"),
         ("defence: {es2: {}, safety_sft: {}}", "a run trains one, but 2 are given"),
         ("defence: [es2]", "defence: "),
     ],

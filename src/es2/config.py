@@ -142,20 +142,35 @@ def make_defence(settings: Mapping[str, Mapping[str, Any] | None]) -> Defence:
     ((name, values),) = settings.items()
     kind = DEFENCES.find(name)
     defence: Defence = checked(kind, dict(values or {}), f"defence.{name}: ")
-    for setting, least in getattr(kind, "least", {}).items():
-        check_least(f"defence.{name}.{setting}", getattr(defence, setting), least)
+    check_all(f"defence.{name}", defence)
     return defence
+
+
+def check_all(where: str, made: object) -> None:
+    """Refuses empty lists, and settings below what the class attribute `least` says, if it has one.
+
+    Raises:
+        Es2Error: naming the setting after `where`.
+    """
+    for name, value in vars(made).items():
+        if value == ():
+            raise Es2Error(f"{where}.{name} is empty; give one or more")
+    for name, least in getattr(made, "least", {}).items():
+        given = getattr(made, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            check_least(f"{where}.{name}", value, least)
 
 
 def make_attacks(settings: dict[str, dict[str, Any]]) -> list[Attack]:
     """Attacks by name, with checked settings.
 
     Raises:
-        Es2Error: for an unknown attack or setting.
+        Es2Error: for an unknown attack or setting, or one that no attack can be made with.
     """
-    attacks = []
+    attacks: list[Attack] = []
     for name, values in settings.items():
         attacks.append(checked(ATTACKS.find(name), values or {}, f"attacks.{name}: "))
+        check_all(f"attacks.{name}", attacks[-1])
     return attacks
 
 

@@ -6,7 +6,7 @@ defences are undone so is reported for several of them (see docs/attacks.md).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -73,6 +73,7 @@ class AdapterStrip:
     name: ClassVar[str] = "adapter_strip"
     threat: ClassVar[ThreatModel] = "weights"
     published: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[Mapping[str, float]] = {"max_new_tokens": 1}
     left: tuple[float, ...] = (0.75, 0.5, 0.25, 0.0, -0.5)
     max_new_tokens: int = 48
 

@@ -28,10 +28,19 @@ from typing import ClassVar, Literal
 
 import torch
 
-from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
+from es2.attacks.base import (
+    ATTACKS,
+    Attempt,
+    Report,
+    ThreatModel,
+    Victim,
+    as_given,
+    silent,
+)
 from es2.attacks.budget import metered
 from es2.attacks.target import AFFIRMATION, read_target
 from es2.data.sources import Prompt
+from es2.errors import Es2Error
 from es2.judges.refusal import keyword_refusal
 from es2.models.forward import Held
 from es2.models.generation import generate
@@ -232,7 +241,17 @@ class AutoDan:
 
     name: ClassVar[str] = "autodan"
     threat: ClassVar[ThreatModel] = "prompt text"
-    published: ClassVar[tuple[str, ...]] = ("lowest loss",)
+    least: ClassVar[Mapping[str, float]] = {
+        "steps": 1,
+        "population": 2,
+        "elites": 0,
+        "crossover": 0,
+        "points": 1,
+        "mutation": 0,
+        "every": 1,
+        "fit": 2,
+        "max_new_tokens": 1,
+    }
     prompt_by_prompt: ClassVar[bool] = True
     steps: int = 100
     population: int = 256
@@ -247,6 +266,18 @@ class AutoDan:
     paper_exact: bool = False
     max_new_tokens: int = 48
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not round(self.elites * self.population) < self.population:
+            raise Es2Error(
+                f"autodan: of {self.population} texts a share of {self.elites} goes on unchanged, "
+                "and none is left to breed; lower elites or give a larger population"
+            )
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """Its one setting, at the published length and population."""
+        return tuple(self.settings()) if as_given(self, "paper_exact") else ()
 
     def settings(self) -> Sequence[str]:
         """One: the text of the lowest loss."""

@@ -8,9 +8,9 @@ how the model was defended, nor of judges.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from es2.attacks.budget import Budget
 from es2.data.fitting import FitPrompts
@@ -127,7 +127,11 @@ class Attack(Protocol):
 
     name: ClassVar[str]
     threat: ClassVar[ThreatModel]
-    published: ClassVar[tuple[str, ...]]
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """Those of its settings under which it is what was published; often a class attribute."""
+        ...
 
     def settings(self) -> Sequence[str]:
         """The settings that `run` sweeps; the attacker keeps the best."""
@@ -157,6 +161,17 @@ class Attack(Protocol):
             other prompts.
         """
         ...
+
+
+def as_given(attack: object, *swept: str) -> bool:
+    """Whether all of an attack's own settings but these are the defaults.
+
+    The length of an answer and the seed are no part of what was published. (An attack is not called
+    `Attack` here: to see that it is one, its `published` is looked up, which asks this.)
+    """
+    free = {*swept, "max_new_tokens", "seed"}
+    known = [one for one in fields(cast(Any, attack)) if one.name not in free]
+    return all(getattr(attack, one.name) == one.default for one in known)
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", "es2.attacks")

@@ -8,7 +8,7 @@ sampled at temperature 1.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +38,12 @@ class BestOfN:
     name: ClassVar[str] = "best_of_n"
     threat: ClassVar[ThreatModel] = "prompt text"
     published: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[Mapping[str, float]] = {
+        "tries": 0,
+        "sigma": 0,
+        "temperature": 1e-3,
+        "max_new_tokens": 1,
+    }
     tries: int = 16
     sigma: float = 0.4
     temperature: float = 1.0

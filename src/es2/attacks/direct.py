@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ class Direct:
     name: ClassVar[str] = "direct"
     threat: ClassVar[ThreatModel] = "prompt text"
     published: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[Mapping[str, float]] = {"max_new_tokens": 1}
     max_new_tokens: int = 48
 
     def settings(self) -> Sequence[str]:

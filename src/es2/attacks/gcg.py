@@ -12,7 +12,7 @@ step's best replacements (arXiv 2405.21018), a schedule of positions, and probe 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +22,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
+from es2.attacks.base import (
+    ATTACKS,
+    Attempt,
+    Report,
+    ThreatModel,
+    Victim,
+    as_given,
+    silent,
+)
 from es2.attacks.budget import Budget, metered
 from es2.attacks.probe_sampling import REDUCTION, SHARE, narrowed
 from es2.attacks.soft_prompt import Sharing, embedded, gradients
@@ -113,7 +121,17 @@ class Gcg:
 
     name: ClassVar[str] = "gcg"
     threat: ClassVar[ThreatModel] = "prompt text"
-    published: ClassVar[tuple[str, ...]] = RULES
+    least: ClassVar[Mapping[str, float]] = {
+        "steps": 1,
+        "width": 1,
+        "top_k": 1,
+        "replace": 1,
+        "merge": 0,
+        "momentum": 0,
+        "buffer": 0,
+        "fit": 1,
+        "max_new_tokens": 1,
+    }
     steps: int = 250
     width: int = 512
     top_k: int = 256
@@ -135,6 +153,11 @@ class Gcg:
     def prompt_by_prompt(self) -> bool:
         """Whether each prompt has a search of its own."""
         return self.sharing == "prompt"
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """Either rule, at the published length and width."""
+        return RULES if as_given(self) else ()
 
     def settings(self) -> Sequence[str]:
         """By which rule the suffix is selected."""

@@ -7,7 +7,7 @@ response's first tokens, which this steps past.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,6 +31,7 @@ class Prefill:
     name: ClassVar[str] = "prefill"
     threat: ClassVar[ThreatModel] = "response prefix"
     published: ClassVar[tuple[str, ...]] = ("words=all",)
+    least: ClassVar[Mapping[str, float]] = {"lengths": 1, "max_new_tokens": 1}
     lengths: tuple[int | None, ...] = (1, 3, 6, None)
     max_new_tokens: int = 48
 

@@ -93,6 +93,12 @@ class Push:
     name: ClassVar[str] = "push"
     threat: ClassVar[ThreatModel] = "residual stream"
     published: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[Mapping[str, float]] = {
+        "norms": 1e-6,
+        "fit": 2,
+        "min_accuracy": 0,
+        "max_new_tokens": 1,
+    }
     directions: tuple[Direction, ...] = ("scav", "repe", "random")
     norms: tuple[float, ...] = (0.01, 0.014, 0.02, 0.028, 0.04, 0.056, 0.08, 0.32)
     fit: int = 140

@@ -7,7 +7,7 @@ validation prompts, removed from the residual stream everywhere or from the weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,7 +16,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
+from es2.attacks.base import (
+    ATTACKS,
+    Attempt,
+    Report,
+    ThreatModel,
+    Victim,
+    as_given,
+    silent,
+)
 from es2.attacks.budget import metered
 from es2.attacks.target import affirmation_loss
 from es2.attacks.weights import restored
@@ -112,12 +120,24 @@ class RefusalAblation:
 
     name: ClassVar[str] = "refusal_ablation"
     threat: ClassVar[ThreatModel] = "weights"
-    published: ClassVar[tuple[str, ...]] = ("activations",)
+    least: ClassVar[Mapping[str, float]] = {"validation": 1, "max_new_tokens": 1}
     where: tuple[Where, ...] = ("activations", "weights")
     lowest: float = 0.2
     highest: float = 0.8
     validation: int = 32
     max_new_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lowest <= self.highest <= 1:
+            raise Es2Error(
+                f"refusal_ablation: layers from {self.lowest} to {self.highest} of the depth; give "
+                "shares from 0 to 1, lowest first"
+            )
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """Taken out of activations."""
+        return ("activations",) if as_given(self, "where") else ()
 
     def settings(self) -> Sequence[str]:
         """One for each place."""

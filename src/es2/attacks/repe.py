@@ -20,6 +20,7 @@ from es2.attacks.budget import metered
 from es2.attacks.target import AFFIRMATION, affirmation_loss
 from es2.data.fitting import spread
 from es2.data.sources import Prompt
+from es2.errors import Es2Error
 from es2.models.activations import Edit
 from es2.models.generation import generate
 from es2.models.work import Lengths, Work, answering, reading
@@ -107,6 +108,7 @@ class RepE:
     name: ClassVar[str] = "repe"
     threat: ClassVar[ThreatModel] = "residual stream"
     published: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[Mapping[str, float]] = {"fit": 2, "validation": 1, "max_new_tokens": 1}
     reading: Reading = "pca"
     strengths: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4)
     ranges: tuple[tuple[float, float], ...] = ((0.25, 0.5), (0.5, 0.75), (0.25, 0.75), (0.5, 1.0))
@@ -114,6 +116,14 @@ class RepE:
     validation: int = 32
     max_new_tokens: int = 48
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for low, high in self.ranges:
+            if not 0 <= low < high <= 1:
+                raise Es2Error(
+                    f"repe: a range of layers from {low} to {high} of the depth; give shares from 0 "
+                    "to 1, the lower first"
+                )
 
     def settings(self) -> Sequence[str]:
         """One for each strength."""

@@ -19,7 +19,15 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
+from es2.attacks.base import (
+    ATTACKS,
+    Attempt,
+    Report,
+    ThreatModel,
+    Victim,
+    as_given,
+    silent,
+)
 from es2.attacks.budget import metered
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
@@ -108,13 +116,25 @@ class Scav:
 
     name: ClassVar[str] = "scav"
     threat: ClassVar[ThreatModel] = "residual stream"
-    published: ClassVar[tuple[str, ...]] = ("p0=0.001", "p0=0.0001")
+    least: ClassVar[Mapping[str, float]] = {"fit": 2, "min_accuracy": 0, "max_new_tokens": 1}
     p0: tuple[float, ...] = (0.05, 0.01, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10, 1e-13)
     fit: int = 140
     min_accuracy: float = 0.9
     bound: float | None = None
     max_new_tokens: int = 48
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for p0 in self.p0:
+            if not 0 < p0 < 1:
+                raise Es2Error(f"scav: p0 is {p0:g}, but has to lie between 0 and 1")
+        if self.bound is not None and not self.bound > 0:
+            raise Es2Error(f"scav: bound is {self.bound}, but has to be above 0")
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """The paper's P0 and the code's."""
+        return ("p0=0.001", "p0=0.0001") if as_given(self, "p0") else ()
 
     def settings(self) -> Sequence[str]:
         """One for each P0."""

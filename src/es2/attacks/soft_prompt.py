@@ -17,7 +17,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from es2.attacks.base import ATTACKS, Attempt, Report, ThreatModel, Victim, silent
+from es2.attacks.base import (
+    ATTACKS,
+    Attempt,
+    Report,
+    ThreatModel,
+    Victim,
+    as_given,
+    silent,
+)
 from es2.attacks.budget import Budget, metered
 from es2.attacks.target import AFFIRMATION, Loss, read_targets
 from es2.data.fitting import spread
@@ -75,6 +83,13 @@ class SoftPrompt:
 
     name: ClassVar[str] = "soft_prompt"
     threat: ClassVar[ThreatModel] = "input embeddings"
+    least: ClassVar[Mapping[str, float]] = {
+        "tokens": 1,
+        "steps": 1,
+        "checkpoints": 1,
+        "fit": 1,
+        "max_new_tokens": 1,
+    }
     tokens: int = 20
     lr: float = 0.01
     steps: int = 100
@@ -84,7 +99,15 @@ class SoftPrompt:
     fit: int = 32
     max_new_tokens: int = 48
     seed: int = 0
-    published: ClassVar[tuple[str, ...]] = ("step=100",)
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """The last step, at a published size of steps and number of them."""
+        pace = (self.lr == 0.01 and self.steps == 100) or (
+            self.lr == 0.001 and 500 <= self.steps <= 1000
+        )
+        whole = pace and as_given(self, "lr", "steps", "checkpoints")
+        return (f"step={self.steps}",) if whole else ()
 
     @classmethod
     def long(cls) -> SoftPrompt:

@@ -231,6 +231,17 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
+def mapping(values: object, where: str) -> dict[str, Any]:
+    """What a recipe has under a key, where that has to be a mapping of settings, or nothing.
+
+    Raises:
+        Es2Error: naming the key.
+    """
+    if values is not None and not isinstance(values, dict):
+        raise Es2Error(f"{where}: {values!r} is no mapping of settings, such as `{{name: {{}}}}`")
+    return values or {}
+
+
 def checked(kind: type, values: dict[str, Any], where: str = "") -> Any:
     """A dataclass of settings from plain values.
 

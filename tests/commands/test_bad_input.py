@@ -92,6 +92,18 @@ BAD: dict[str, tuple[Callable[[Workplace], Flags], str]] = {
         lambda es2: ["attack", "--model", es2.model, "--attack", "direct", "--limit", 0],
         "at least 1",
     ),
+    "attack settings out of range": (
+        lambda es2: ["attack", "--model", es2.model, "--attack", "scav", "--settings", "p0=[1]"],
+        "between 0 and 1",
+    ),
+    "stale without the undefended model": (
+        lambda es2: [
+            *["attack", "--model", es2.model, "--attack", "direct", "--stale"],
+            *["--out", es2.path / "out"],
+        ],
+        "--base",
+    ),
+    "a trial of no study": (lambda es2: harden(es2, "--pick", 3), "--tune"),
     "limit 0 for layers": (lambda es2: ["layers", "--model", es2.model, "--limit", 0], "limit"),
     "no layer to attack": (
         lambda es2: [

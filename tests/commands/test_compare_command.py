@@ -245,6 +245,10 @@ def test_finished_runs_are_gathered(es2: Workplace) -> None:
     [
         ({"defences": {}}, "no defences to compare"),
         ({"defences": {"es3": {}}}, "unknown defence 'es3'"),
+        ({"defences": ["es2"]}, "defences: ['es2'] is no mapping"),
+        ({"defences": {"es2": 5}}, "defences.es2: 5 is no mapping"),
+        ({"evaluate": ["xstest"]}, "evaluate: ['xstest'] is no mapping"),
+        ({"seeds": []}, "seeds is empty"),
         ({"defences": {"es2": {"lean": 1}}}, "defences.es2: no setting 'lean'"),
         ({"defences": {"es2": {"settings": {"leen": 1}}}}, "no setting 'leen'"),
         ({"defences": {"es2": {"train": {"stops": 1}}}}, "defences.es2.train: no setting 'stops'"),

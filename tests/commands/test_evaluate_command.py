@@ -11,7 +11,7 @@ import pytest
 
 from es2.judges.base import VERSION
 from es2.pipeline import experiment
-from es2.results.store import write_records
+from es2.results.store import read_results, write_records
 from invented import questions_file
 from small import Workplace, contents, write_prompts
 
@@ -129,6 +129,23 @@ def test_a_set_that_was_trained_on_is_refused_unless_forced(
     forced = finished(*asked, "--force", "--json")
     assert forced.code == 0, forced.err
     assert "harmless:train" in (run / "report.html").read_text(encoding="utf-8")
+    notes = read_results(run).notes
+    assert any("leak: " in note and "harmless:train" in note for note in notes)
+    # The file is another now, and what it was asked is in the results still.
+    path.write_text('{"prompt": "Name a colour", "label": "safe"}\n')
+    assert "answers to other prompts" in finished(*asked).complaint
+    moved = path.rename(tmp_path / "other.jsonl")
+    assert finished("evaluate", "--run", run, "--sets", moved, *QUICK).code == 0
+    assert read_results(run).notes == notes
+    twice = finished(
+        "evaluate", "--run", run, "--sets", moved, tmp_path / "b" / "other.csv", *QUICK
+    )
+    assert "two sets are called other" in twice.complaint
+
+
+def test_a_comparison_is_not_judged_again(finished: Workplace, run: Path) -> None:
+    (run / "comparison.json").write_text("{}")
+    assert "judge its members" in finished("judge", "--run", run, "--renew").complaint
 
 
 def test_only_a_finished_run_is_evaluated(finished: Workplace, tmp_path: Path) -> None:

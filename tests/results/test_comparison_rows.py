@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +65,33 @@ def test_prompts_declined_are_those_of_all_sets_together_by_what_they_deserve() 
     assert row.unsafe == wilson(2, 3)
     (unmeasured,) = rows(members, results)
     assert unmeasured.refused is unmeasured.unsafe is None and unmeasured.declined == {}
+
+
+def test_models_are_compared_on_the_sets_that_all_of_them_were_asked() -> None:
+    def asked(model: str, name: str, *answers: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "defence": model,
+                "setting": name,
+                "kind": "safe",
+                "prompt_id": f"{name} {place}",
+                "details": {"category": "", "answer": answer},
+            }
+            for place, answer in enumerate(answers)
+        ]
+
+    declined, answered = "full refusal", "full compliance"
+    given = asked("one", "both", declined, answered) + asked("two", "both", answered, answered)
+    more = asked("one", "own", declined, declined, declined)
+    cost = DefenceResult(cost=Cost(borderline_refusal=wilson(1, 3)))
+    results = Results(defences={"one": cost, "two": cost})
+    members = Members(members={"one": Member(folder=""), "two": Member(folder="")})
+    found = rows(members, results, over_refusal(given + more))
+    assert [row.refused for row in found] == [wilson(1, 2), wilson(0, 2)]
+    assert set(found[0].declined) == {"both", "own"}  # a column a set tells which were asked
+    # Where none is common, all are told by the same other measure.
+    found = rows(members, results, over_refusal(more + asked("two", "both", declined)))
+    assert [row.refused for row in found] == [wilson(1, 3)] * 2
 
 
 def test_what_an_attack_leaves_is_told_from_babble() -> None:

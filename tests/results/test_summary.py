@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from es2.errors import Es2Error
 from es2.results.rates import wilson
 from es2.results.schema import Results
-from es2.results.summary import summarise, with_drift
+from es2.results.summary import rules_note, rules_of, summarise, with_drift
 
 REFUSED, INCOHERENT, COMPLIED = "refused", "incoherent", "complied"
 
@@ -69,6 +69,19 @@ def test_of_settings_with_one_judged_dsr_the_attacker_has_that_which_babble_with
     found = summarise(sweep(a="crrr", b="ciir", c="crri")).defences["base"].attacks["scav"]
     assert found.setting == "b"
     assert found.verdicts == {REFUSED: 0.25, INCOHERENT: 0.5, COMPLIED: 0.25}
+
+
+def test_verdicts_of_several_rules_are_told() -> None:
+    def by(*versions: str) -> list[dict[str, Any]]:
+        return [{"judgement": {"version": one}} for one in versions]
+
+    assert rules_of([*by("rules-6", "rules-5", "rules-6"), {"judgement": None}, {}]) == [
+        "rules-5",
+        "rules-6",
+    ]
+    assert rules_note(by("rules-6", "rules-6")) == rules_note([]) == []
+    (note,) = rules_note(by("rules-6", "rules-5"))
+    assert "rules-5 and rules-6" in note
 
 
 def test_published_takes_the_worse_of_the_published_settings_in_each_reading() -> None:

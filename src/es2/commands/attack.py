@@ -22,7 +22,7 @@ from es2.pipeline.trained_on import trained_on
 from es2.progress import output
 from es2.report.table import table
 from es2.results.store import read_attempts, write_json
-from es2.results.summary import summarise
+from es2.results.summary import rules_note, summarise
 
 
 def attack(
@@ -75,9 +75,13 @@ def attack(
     leaks = check_leaks(
         {prompts: [prompt.text for prompt in aimed]}, trained_on(model) | fitted_on(to_fit), force
     )
-    chat = load_model(model, dtype, device)
     if base is None and (Path(model) / "adapter_config.json").is_file():
         base = adapter_base(Path(model))
+    if stale and base is None:
+        raise Es2Error(
+            "--stale fits on the undefended model, which is not known; give it with --base"
+        )
+    chat = load_model(model, dtype, device)
     undefended = chat if base is None else load_model(base, dtype, device)
     asked = {
         "model": model,
@@ -98,8 +102,9 @@ def attack(
         for one in victims:
             attack_model("model", one, judge, chosen, aimed, run)
         published = {label(chosen, one.stale): chosen.published for one in victims}
-        results = summarise(read_attempts(run), published)
-        results = results.model_copy(update={"notes": [note(leak) for leak in leaks]})
+        records = read_attempts(run)
+        notes = [*map(note, leaks), *rules_note(records)]
+        results = summarise(records, published).model_copy(update={"notes": notes})
         if out is not None:
             write_json(out / "results.json", results)
     plain = results.model_dump(mode="json")

@@ -12,6 +12,7 @@ from es2.commands.options import Dtype, named_values
 from es2.config import Data, Recipe, make_defence
 from es2.defences import DEFENCES
 from es2.defences.trainer import TrainSettings
+from es2.errors import Es2Error
 from es2.pipeline.experiment import Experiment, load_all
 from es2.pipeline.folder import RunFolder
 from es2.pipeline.harden import Guard
@@ -70,6 +71,8 @@ def command(published: TrainSettings) -> Callable[..., None]:
             attacks={},
         )
         make_defence(recipe.defence)  # a mistake is told before prompts are read
+        if pick is not None and not tune:
+            raise Es2Error(f"--pick {pick} names a trial of a study; give --tune as well")
         prompts = load_all(recipe)
         if tune:
             found = tuned(recipe, prompts, out, tune, resume)

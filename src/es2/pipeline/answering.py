@@ -11,6 +11,7 @@ from es2.capability.over_refusal import answer_prompts
 from es2.data.sources import Prompt
 from es2.judges.coherence import CalibratedJudge
 from es2.models.loading import ChatModel
+from es2.pipeline.asked import check_prompts
 from es2.progress import bar
 from es2.results.store import Kind, append_attempts, attempt_record, read_attempts
 
@@ -45,12 +46,19 @@ def measure_answers(
         answer_tokens: length of an answer.
         run: the run folder.
         setting: names the set where a folder holds several.
+
+    Raises:
+        Es2Error: if the folder holds answers to other prompts of that kind or set.
     """
-    done = {
-        record["prompt_id"]
+    known = [
+        record
         for record in read_attempts(run)
-        if record["kind"] in kinds and (record["defence"], record["setting"]) == (defence, setting)
-    }
+        if record["kind"] != "attack"
+        and (record["defence"], record["setting"]) == (defence, setting)
+        and (setting or record["kind"] in kinds)
+    ]
+    check_prompts(known, prompts, kinds, f"{setting or ' and '.join(sorted(set(kinds)))} prompts")
+    done = {record["prompt_id"] for record in known}
     if all(prompt.id in done for prompt in prompts):
         return
     title = f"{setting or ' and '.join(sorted(set(kinds)))} prompts to {defence}"

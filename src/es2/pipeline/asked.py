@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from es2.data.sources import Prompt
 from es2.errors import Es2Error
 from es2.results.store import ATTEMPTS, read_json, write_json
 
@@ -25,6 +26,32 @@ def check_asked(path: Path, asked: Mapping[str, Any]) -> None:
         raise Es2Error(
             f"{path.parent} was run with other settings (see {path}); give another --out, or delete "
             "it to measure again"
+        )
+
+
+def check_prompts(
+    records: Iterable[Mapping[str, Any]], prompts: Sequence[Prompt], kinds: Sequence[str], what: str
+) -> None:
+    """Compares prompts with those of the records that a measurement is to be added to.
+
+    Fewer or more than before are no others.
+
+    Args:
+        records: of the same measurement, from before.
+        prompts: that are asked for now.
+        kinds: each prompt's kind in records.
+        what: it is, for the message.
+
+    Raises:
+        Es2Error: if the records are of other prompts, or of the same ids with other texts or kinds.
+    """
+    known = {r["prompt_id"]: (r.get("prompt"), r["kind"]) for r in records}
+    given = {p.id: (p.text, kind) for p, kind in zip(prompts, kinds, strict=True)}
+    changed = [one for one in known.keys() & given.keys() if known[one] != given[one]]
+    if changed or (known.keys() - given.keys() and given.keys() - known.keys()):
+        raise Es2Error(
+            f"{what}: the folder holds answers to other prompts under that name, of another file or "
+            "another --limit; rename the file, or measure in a folder of its own"
         )
 
 

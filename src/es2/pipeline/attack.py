@@ -15,6 +15,7 @@ from es2.data.sources import Prompt
 from es2.judges.coherence import CalibratedJudge, calibrate
 from es2.judges.remembered import Remembering
 from es2.models.loading import ChatModel
+from es2.pipeline.asked import check_prompts
 from es2.pipeline.leaks import check_leaks
 from es2.progress import bar
 from es2.results.schema import AttackResult
@@ -96,6 +97,9 @@ def attack_model(
         attack: with its settings.
         prompts: harmful prompts to get an answer to.
         run: the run folder.
+
+    Raises:
+        Es2Error: if the folder holds the attack's attempts at other prompts.
     """
     name = label(attack, victim.stale)
     done: dict[str, set[str]] = {}
@@ -107,6 +111,7 @@ def attack_model(
             done.setdefault(record["prompt_id"], set()).add(record["setting"])
         else:
             others.append(record)
+    check_prompts(own, prompts, ["attack"] * len(prompts), f"{name} on {defence}")
     settings = set(attack.settings())
     left = [prompt for prompt in prompts if not settings <= done.get(prompt.id, set())]
     if not left:

@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock
 
 from es2.config import Recipe, dump, load_recipe
-from es2.data.sources import BUNDLED
 from es2.errors import Es2Error
+from es2.pipeline.alike import check_alike, check_rules
 from es2.pipeline.comparison import BASE, Comparison
 from es2.pipeline.evaluate import OVER_REFUSAL, evaluate
 from es2.pipeline.experiment import load_all, reopen
@@ -122,29 +122,30 @@ def gather_runs(runs: Sequence[Path], out: Path) -> Path:
     """Compares runs that `es2 run` has made: the first one's base, and every run's defence.
 
     Raises:
-        Es2Error: if one is not finished, they are not of the same model, data and attacks, the first
-            has no base, or two have one name.
+        Es2Error: if one is not finished, they were not made and measured alike, the first has no
+            base, or two have one name.
     """
     for path in runs:
         if not (path / RESULTS).is_file():
             raise Es2Error(f"{path}: holds no finished run; go on with es2 run --resume")
-    recipes = [load_recipe(path / "config.yaml") for path in runs]
-    first = recipes[0]
+    first = load_recipe(runs[0] / "config.yaml")
     if not first.base:
         raise Es2Error(f"{runs[0]}: has not measured the base; name first a run that has")
-    parts = [Part(BASE, runs[0], BASE, first)]
-    for path, recipe in zip(runs, recipes, strict=True):
-        if different := _differs(first, recipe):
-            raise Es2Error(f"{path}: has other {different} than {runs[0]}; they cannot be compared")
-        if recipe.defence:
-            parts.append(_part(path.name, path))
+    check_alike(runs)
+    parts = [_part(path.name, path) for path in runs]
+    parts = [Part(BASE, runs[0], BASE, first), *(one for one in parts if one.recipe.defence)]
     if len({part.label for part in parts}) < len(parts):
         raise Es2Error("two runs have the same folder name; rename one")
     return gather(parts, out)
 
 
 def gather(parts: Sequence[Part], out: Path) -> Path:
-    """One folder out of many: records under the comparison's names, rates from the records."""
+    """One folder out of many: records under the comparison's names, rates from the records.
+
+    Raises:
+        Es2Error: if their verdicts are of several versions of the rules.
+    """
+    check_rules([part.folder for part in parts])
     for file in (ATTEMPTS, f"over_refusal/{ATTEMPTS}", f"margin/{ATTEMPTS}"):
         _merge(out / file, (record for part in parts for record in part.records(file)))
     _merge(out / ANSWERS, (record for part in parts for record in part.records(ANSWERS, "model")))
@@ -232,21 +233,3 @@ def _part(label: str, folder: Path) -> Part:
     recipe = load_recipe(folder / "config.yaml")
     (name,) = recipe.defence or (BASE,)
     return Part(label, folder, name, recipe)
-
-
-def _differs(one: Recipe, other: Recipe) -> str | None:
-    """What two runs ought to have in common and do not."""
-    one, other = (replace(run, data=replace(run.data, seed=_cut(run))) for run in (one, other))
-    for setting in ("model", "data", "attacks", "limits", "answer_tokens"):
-        if getattr(one, setting) != getattr(other, setting):
-            return setting.replace("_", " ")
-    return None
-
-
-def _cut(run: Recipe) -> int | None:
-    """The seed by which a run's files were cut into splits; None if es2 ships all of them cut."""
-    data = run.data
-    sources = {data.harmful, data.harmless, data.borderline, data.structured} - {None}
-    if sources <= set(BUNDLED):
-        return None
-    return run.seed if data.seed is None else data.seed

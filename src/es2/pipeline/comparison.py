@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict
 
-from es2.config import Recipe, check_least, checked, make_attacks, make_defence, read_yaml
+from es2.config import (
+    Recipe,
+    check_least,
+    checked,
+    make_attacks,
+    make_defence,
+    mapping,
+    read_yaml,
+)
 from es2.defences import DEFENCES
 from es2.defences.trainer import TrainSettings
 from es2.errors import Es2Error
@@ -110,9 +117,11 @@ def load_comparison(path: Path) -> Comparison:
             if key in values:
                 raise Es2Error(f"{key}: belongs under one of the defences")
         own["defences"] = {
-            label: checked(Contestant, dict(one or {}), f"defences.{label}: ")
-            for label, one in own["defences"].items()
+            label: checked(Contestant, mapping(one, f"defences.{label}"), f"defences.{label}: ")
+            for label, one in mapping(own["defences"], "defences").items()
         }
+        if own.get("seeds") == []:
+            raise Es2Error("seeds is empty; give one or more")
         if own.get("evaluate") is not None:
             own["evaluate"] = _evaluation(own["evaluate"])
         found: Comparison = checked(Comparison, {"run": checked(Recipe, values), **own})
@@ -128,8 +137,8 @@ def load_comparison(path: Path) -> Comparison:
     return found
 
 
-def _evaluation(values: Mapping[str, Any]) -> Evaluation:
-    values = dict(values)
+def _evaluation(values: object) -> Evaluation:
+    values = dict(mapping(values, "evaluate"))
     if "push" in values:
         values["push"] = make_attacks({"push": values["push"]})[0]
     found: Evaluation = checked(Evaluation, values, "evaluate: ")

@@ -21,7 +21,7 @@ from es2.judges import Means, make, make_all
 from es2.judges.endpoint import Client, Endpoint
 from es2.judges.refusal import KEYWORDS
 from es2.pipeline.answering import half, measure_answers
-from es2.pipeline.asked import check_asked
+from es2.pipeline.asked import check_asked, check_prompts
 from es2.pipeline.capability import Asking, measure_capability
 from es2.pipeline.experiment import Experiment, evaluated_prompts, fitted_prompts
 from es2.pipeline.judging import judge_run
@@ -80,7 +80,8 @@ def evaluate(experiment: Experiment, asked: Evaluation) -> Path:
         the run folder.
 
     Raises:
-        Es2Error: if evaluation prompts are copies of prompts fitted on, unless forced.
+        Es2Error: if evaluation prompts are copies of prompts fitted on, unless forced; if two sets
+            have one name, or the run holds answers to other prompts of a set of that name.
     """
     if asked.questions or asked.gpqa or asked.tasks:
         harness_version()  # what is missing is told before hours have gone by
@@ -88,17 +89,24 @@ def evaluate(experiment: Experiment, asked: Evaluation) -> Path:
     absent: dict[str, str] = {}
     sets: dict[str, list[Prompt]] = {}
     for source in asked.sets:
+        if set_name(source) in sets:
+            raise Es2Error(
+                f"--sets {source}: two sets are called {set_name(source)}; rename a file"
+            )
         try:
             sets[set_name(source)] = load_set(source, asked.limit)
         except Es2Error as error:
             absent[source] = str(error)
             console.print(f"left out: {source}: {error}", style="yellow", markup=False)
     texts = {name: [prompt.text for prompt in prompts] for name, prompts in sets.items()}
-    leaks = check_leaks(
-        evaluated_prompts(experiment.prompts) | texts,
-        fitted_prompts(experiment.prompts),
-        asked.force,
-    )
+    evaluated = evaluated_prompts(experiment.prompts) | texts
+    leaks = check_leaks(evaluated, fitted_prompts(experiment.prompts), asked.force)
+    answered = read_attempts(folder.path / "over_refusal")
+    for name, prompts in sets.items():
+        own = [record for record in answered if record["setting"] == name]
+        check_prompts(own, prompts, list(map(half, prompts)), f"{name} prompts")
+    # Sets that were asked before, and are not now, are in the results still.
+    leaks += [old for old in folder.record.get("overlap", []) if old["a"] not in evaluated]
     folder.note(overlap=leaks, absent=absent)
     parts: dict[str, Callable[[], None]] = {
         "drift": lambda: drifting_by_span(experiment),
@@ -120,11 +128,14 @@ def set_name(source: str) -> str:
 
 
 def drifting_by_span(experiment: Experiment) -> None:
-    """Drift, where the run's own is missing or from before it was told span by span."""
+    """Drift, where the run's own is missing or from before it was told span by span.
+
+    Results are written anew in any case: leaks that were just let through are among their notes.
+    """
     path = experiment.folder.path / "drift.json"
     if experiment.recipe.defence and not (path.is_file() and "response" in read_json(path)):
         drifting(experiment)
-        write_results(experiment)
+    write_results(experiment)
 
 
 def refusing(experiment: Experiment, asked: Evaluation, sets: dict[str, list[Prompt]]) -> None:

@@ -16,6 +16,7 @@ from es2.pipeline.margin import MARGIN, write_margins
 from es2.pipeline.run import write_results
 from es2.progress import bar
 from es2.report.build import build
+from es2.results.comparison import COMPARISON
 from es2.results.opinions import JUDGES_FILE
 from es2.results.store import (
     ATTEMPTS,
@@ -36,12 +37,16 @@ def rejudge(experiment: Experiment) -> Path:
         the run folder.
 
     Raises:
-        Es2Error: if the run has no results yet.
+        Es2Error: if the run has no results yet, or is a comparison.
     """
     folder = experiment.folder
     run = folder.path
     if not (run / RESULTS).is_file():
         raise Es2Error(f"{run} has no results yet; go on with es2 run --resume")
+    if (run / COMPARISON).is_file():
+        raise Es2Error(
+            f"{run}: a comparison; judge its members again, then gather with es2 compare"
+        )
     with folder.stage("judge again"):
         folder.note(judge=None)
         judge = Remembering(experiment.judge)  # pushed a little, a model says what it says unpushed

@@ -21,7 +21,7 @@ from es2.pipeline.leaks import note, refuse, warn
 from es2.progress import bar, console
 from es2.report.build import REPORT, build
 from es2.results.store import RESULTS, Kind, read_attempts, read_json, write_json
-from es2.results.summary import summarise, with_drift
+from es2.results.summary import rules_note, summarise, with_drift
 from es2.separation.layers import choose, given, survey
 from es2.separation.probe import prompt_states
 from es2.separation.projection import AXES, project
@@ -178,7 +178,8 @@ def drifting(experiment: Experiment) -> None:
 def write_results(experiment: Experiment) -> None:
     """`results.json` from the records and the drift, with what a reader has to know of the prompts."""
     recipe, path = experiment.recipe, experiment.folder.path
-    results = summarise(read_attempts(path), published_settings(recipe))
+    records = read_attempts(path)
+    results = summarise(records, published_settings(recipe))
     if recipe.base:
         results = with_drift(results, "base", 0.0, 1.0)
     if recipe.defence:
@@ -186,6 +187,7 @@ def write_results(experiment: Experiment) -> None:
         name = experiment.defence.name
         results = with_drift(results, name, moved["kl"], moved["perplexity_ratio"])
     notes = [note(leak) for leak in experiment.folder.record.get("overlap", [])]
+    notes += rules_note(records)
     if (measured := recipe.data.measured) != "test":
         notes.append(f"measured on {measured} prompts, by which settings are chosen")
     if experiment.folder.record.get("best_step") == 0:

@@ -76,8 +76,9 @@ class Row:
         attacks: what each left, by its name.
         worst: the attack with the lowest judged DSR, and that; None if nothing attacked.
         declined: safe prompts declined, by over-refusal set.
-        refused: the same of all sets together; where none was measured, borderline prompts refused.
-        unsafe: prompts declined that should be, of all over-refusal sets that have any.
+        refused: the same of all sets that every model was asked; where there is none, borderline
+            prompts refused.
+        unsafe: prompts declined that should be, of those sets that have any.
         result: all rates.
         margin: against the attacker who tries every direction.
         accuracy: on the first benchmark.
@@ -118,13 +119,16 @@ def rows(
         margins: safety margins.
     """
     found = []
+    asked = [refusal.models.get(label, {}) if refusal else {} for label in members.members]
+    common = set(asked[0]).intersection(*asked) if asked else set()
     for label, member in members.members.items():
         of = results.defences[label]
         attacks = {name: _faced(one) for name, one in of.attacks.items()}
         lowest = min(attacks, key=lambda name: attacks[name].judged.rate, default=None)
         sets = refusal.models.get(label, {}) if refusal else {}
         safe = {name: halves["safe"] for name, halves in sets.items() if "safe" in halves}
-        unsafe = [halves["unsafe"] for halves in sets.values() if "unsafe" in halves]
+        shared = [half for name, half in safe.items() if name in common]
+        unsafe = [sets[name]["unsafe"] for name in sorted(common) if "unsafe" in sets[name]]
         swept = margins.models.get(label, {}).get(ANY) if margins else None
         found.append(
             Row(
@@ -132,7 +136,7 @@ def rows(
                 attacks,
                 None if lowest is None else (lowest, attacks[lowest].judged),
                 {name: half.rates["declined"] for name, half in safe.items()},
-                pooled(safe.values(), "declined") or of.cost.borderline_refusal,
+                pooled(shared, "declined") or of.cost.borderline_refusal,
                 pooled(unsafe, "declined"),
                 of,
                 swept.margin if swept else None,

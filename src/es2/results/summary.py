@@ -61,6 +61,20 @@ def summarise(
         ) from error
 
 
+def rules_of(records: Iterable[AttemptRecord]) -> list[str]:
+    """The versions of the rules that judged; several where a run was gone on with by a later es2."""
+    judged = (record.get("judgement") or {} for record in records)
+    return sorted({str(one["version"]) for one in judged if "version" in one})
+
+
+def rules_note(records: Iterable[AttemptRecord]) -> list[str]:
+    """What a reader has to know of a rate whose verdicts are of several rules; else nothing."""
+    found = rules_of(records)
+    if len(found) < 2:
+        return []
+    return [f"verdicts of {' and '.join(found)} stand side by side; judge the run again (--renew)"]
+
+
 def with_drift(results: Results, name: str, kl: float, perplexity_ratio: float) -> Results:
     """The results with one defence's drift from the base filled in."""
     cost = results.defences[name].cost.model_copy(

@@ -172,6 +172,8 @@ def test_only_what_runs_as_it_was_published_has_published_settings(
         ({"guard": Guard(tokens=0)}, "guard.tokens is 0"),
         ({"defence": {"es2": {}, "safety_sft": {}}}, "a run trains one, but 2 are given"),
         ({"answer_tokens": 0}, "answer_tokens is 0"),
+        ({"seed": -1}, "seed is -1, but has to lie between 0 and"),
+        ({"seed": 2**32}, "seed is 4294967296"),
     ],
 )
 def test_numbers_that_no_run_can_be_made_with_are_refused(

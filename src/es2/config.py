@@ -98,6 +98,8 @@ class Recipe:
         """Raises an Es2Error for a number that no run can be made with."""
         for name, least in _LEAST.items():
             check_least(name, attrgetter(name)(self), least)
+        if not 0 <= self.seed < 2**32:
+            raise Es2Error(f"seed is {self.seed}, but has to lie between 0 and 2**32 - 1")
         if len(self.defence) > 1:
             raise Es2Error(f"defence: a run trains one, but {len(self.defence)} are given")
         for setting in ("stale", "limits"):

@@ -44,6 +44,13 @@ def test_it_is_es2_with_a_taught_refusal() -> None:
     assert changed == {"refusal": REFUSAL}
 
 
+def test_a_taught_refusal_needs_none_of_the_bases(
+    tiny: Callable[[str], ChatModel], tmp_path: Path
+) -> None:
+    objective = prepared(tiny("llama"), tmp_path, replace(TERMS, response_tokens=0))
+    assert objective.after is not None and objective.suffixed is not None
+
+
 def test_every_harmful_prompt_is_refused_whatever_the_base_says(
     tiny: Callable[[str], ChatModel], tmp_path: Path
 ) -> None:

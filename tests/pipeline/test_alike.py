@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from es2.config import Recipe, dump
+from es2.config import Data, Recipe, dump
 from es2.data.sources import Prompt
 from es2.errors import Es2Error
-from es2.pipeline.alike import check_alike
+from es2.pipeline.alike import as_cut, check_alike
 from es2.pipeline.asked import check_prompts
 
 
@@ -69,6 +70,13 @@ def test_runs_that_were_not_made_or_measured_alike_are_not_compared(
     with pytest.raises(Es2Error, match=said) as found:
         check_alike([first, made("second", **changes)])
     assert "second" in str(found.value)
+
+
+def test_the_seed_counts_only_where_files_are_cut_by_it() -> None:
+    own = Data(harmful="mine.csv")
+    assert as_cut(Recipe(model="m", seed=3)).data.seed is None
+    assert as_cut(Recipe(model="m", seed=3, data=own)).data.seed == 3
+    assert as_cut(Recipe(model="m", seed=3, data=replace(own, seed=1))).data.seed == 1
 
 
 def asked(*texts: str, first: int = 1) -> list[Prompt]:

@@ -2,7 +2,8 @@
 
 Source: Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (arXiv
 2406.11717): the difference of the classes' mean embeddings at one layer, the layer chosen on
-validation prompts, removed from the residual stream everywhere or from the weights that write to it.
+validation prompts, removed from the residual stream after the embeddings and every block, or from the
+weights by which blocks write to it. What is removed less than there is in docs/attacks.md.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def ablated_weights(chat: ChatModel, direction: Float[Tensor, "d"]) -> Iterator[
             for name, module in block.named_modules()
             if isinstance(module, nn.Linear) and name.rpartition(".")[2] in _WRITERS
         ]
-        if len(found) < 2:
+        # Routed experts that are one tensor, [experts, in, out], are no linear maps of their own.
+        fused = any("experts" in name and p.ndim > 2 for name, p in block.named_parameters())
+        if len(found) < 2 or fused:
             raise Es2Error(
                 f"{chat.name}: refusal_ablation does not know which of a block's weights write to "
                 "the residual stream; use where=activations"
@@ -105,7 +108,7 @@ def ablated_weights(chat: ChatModel, direction: Float[Tensor, "d"]) -> Iterator[
 @ATTACKS.register
 @dataclass(frozen=True)
 class RefusalAblation:
-    """Removes one direction from the whole model.
+    """Removes one direction from all layers.
 
     The layer that the direction is read at is the one whose removal makes an affirmation likeliest
     on validation prompts.

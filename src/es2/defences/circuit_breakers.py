@@ -10,7 +10,8 @@ all trained layers and all positions of texts to be kept. Different here from wh
 
 - Harmful responses are the model's own, begun with an affirmation, not another model's.
 - Positions count from the user's text on. What the template writes before it has the same states in
-  every text, so that nothing could turn them in one and keep them in another.
+  every text, so that nothing could turn them in one and keep them in another. That is left where a
+  harmful prompt's refusal is kept too, and of the template's end behind an empty prompt, as there.
 - Only real tokens count in both means. The published second mean also counts padding up to 1024
   tokens, where nothing moves, which weighs it the less the shorter the texts are.
 - Texts to be kept are the model's own answers to harmless and borderline prompts and its refusals; the

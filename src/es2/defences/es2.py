@@ -223,7 +223,8 @@ class Es2:
         wanted = [name for name in ("after_start", "suffixed") if getattr(self, name)]
         if not wanted:
             return [], []
-        if not self.response_tokens:
+        rows = zip(harmful.rows, harmful.firsts, strict=True)
+        if not any(len(row) > first + 1 for row, first in rows):
             what = f"{self.name}: {wanted[0]} keeps a refusal"
             raise Es2Error(f"{what}; set response_tokens above 0")
         with bar("the base model's answers behind openings", len(harmful)) as advance:

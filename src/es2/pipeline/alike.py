@@ -57,7 +57,7 @@ def check_rules(runs: Sequence[Path]) -> None:
 
 def _differs(first: Path, second: Path) -> str | None:
     """What two runs ought to have in common and do not."""
-    one, other = (_cut(load_recipe(run / "config.yaml")) for run in (first, second))
+    one, other = (as_cut(load_recipe(run / "config.yaml")) for run in (first, second))
     for setting in SETTINGS:
         if getattr(one, setting) != getattr(other, setting):
             return setting.replace("_", " ")
@@ -70,7 +70,7 @@ def _differs(first: Path, second: Path) -> str | None:
     return None
 
 
-def _cut(run: Recipe) -> Recipe:
+def as_cut(run: Recipe) -> Recipe:
     """The recipe with the seed by which its files are cut; with none if es2 ships all of them cut."""
     data = run.data
     sources = {data.harmful, data.harmless, data.borderline, data.structured} - {None}

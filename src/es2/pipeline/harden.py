@@ -299,7 +299,7 @@ def note(progress: Progress, layers: Sequence[int]) -> str:
 
 
 def _save_whole(chat: ChatModel, folder: Path) -> None:
-    """Writes beside the folder, then renames: a kill leaves the old folder or the new one."""
+    """Writes beside the folder, then renames: a kill leaves a whole folder, or none to be resumed."""
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:

@@ -16,6 +16,7 @@ from es2.defences import Defence
 from es2.defences.base import searched_terms
 from es2.errors import Es2Error
 from es2.models.loading import load
+from es2.pipeline.alike import as_cut
 from es2.pipeline.experiment import Experiment, Prompts
 from es2.pipeline.folder import RunFolder
 from es2.pipeline.trial import Bench, Trial, bench
@@ -37,8 +38,8 @@ def tuned(recipe: Recipe, prompts: Prompts, out: Path, trials: int, resume: bool
     folder = out / "tune"
     if (folder / STUDY).is_file() and not resume:
         raise Es2Error(f"{folder} holds a study already; add --resume or give another --out")
-    # The seeds that a comparison trains with share the first one's study.
-    study = RunFolder.open(folder, replace(recipe, name="tune", seed=0), resume=True)
+    # The seeds that a comparison trains with share the first one's study, of the same splits.
+    study = RunFolder.open(folder, replace(as_cut(recipe), name="tune", seed=0), resume=True)
     study.note(trials=trials)
     tuning = Tuning(trials=trials, seed=recipe.seed)
 

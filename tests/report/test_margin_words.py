@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from synthetic import margin
 
-from es2.report.margin import figure, margin_table, sentence, worst
-from es2.results.margin import Margins
+from es2.report.margin import figure, margin_table, ratio, sentence, worst
+from es2.results.margin import Bound, Margins, Ratio
 
 
 @pytest.fixture
@@ -29,6 +29,25 @@ def test_the_sentence_names_both_sizes_and_which_breaks_first(margins: Margins) 
     assert (
         "half the answers are incoherent at 2 %: margin > 4, meaning breaks before safety" in text
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "said"),
+    [
+        (5.56, "exact", "5.6"),
+        (5.56, "at least", "> 5.5"),
+        (5.52, "at most", "< 5.6"),
+        (2.0, "at least", "> 2"),
+        (4.7, "at most", "< 4.7"),
+        (0.0637, "at least", "> 0.063"),
+        (12.9, "at least", "> 12"),
+        (0.0, "at least", "> 0"),
+        (3.3, "unknown", "–"),
+    ],
+)
+def test_a_bound_is_rounded_to_where_it_holds(value: float, bound: Bound, said: str) -> None:
+    found = ratio(Ratio(value=value, low=value, high=value, bound=bound))
+    assert found.replace("\N{NO-BREAK SPACE}", " ") == said
 
 
 def test_an_interval_that_holds_1_is_told(margins: Margins) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from markupsafe import Markup
@@ -30,9 +31,17 @@ def worst(directions: Mapping[str, DirectionMargin]) -> tuple[str, DirectionMarg
 
 
 def ratio(value: Ratio) -> str:
-    """A margin or a gain, such as `0.8`, `> 5.8` or, where nothing is known, a dash."""
-    sign = {"exact": "", "at least": f">{SPACE}", "at most": f"<{SPACE}"}
-    return NONE if value.bound == "unknown" else sign[value.bound] + decimal(value.value, 2)
+    """A margin or a gain, such as `0.8`, `> 5.8` or, where nothing is known, a dash.
+
+    A bound is rounded to where it still holds: at least 5.56 is `> 5.5`.
+    """
+    if value.bound == "unknown":
+        return NONE
+    if value.bound == "exact":
+        return decimal(value.value, 2)
+    sign, turn = (">", math.floor) if value.bound == "at least" else ("<", math.ceil)
+    unit = 10.0 ** (math.floor(math.log10(value.value or 1.0)) - 1)
+    return f"{sign}{SPACE}{decimal(turn(round(value.value / unit, 9)) * unit, 2)}"
 
 
 def half(found: HalfNorm) -> str:

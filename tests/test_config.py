@@ -141,6 +141,7 @@ def test_settings_that_an_attack_cannot_be_made_with_are_refused(
     [
         (Scav(), ("p0=0.001", "p0=0.0001")),
         (Scav(p0=(0.1,), seed=3, max_new_tokens=9), ("p0=0.001", "p0=0.0001")),
+        (Scav(min_accuracy=0.5), ("p0=0.001", "p0=0.0001")),
         (Scav(bound=0.1), ()),
         (SoftPrompt(), ("step=100",)),
         (SoftPrompt(checkpoints=1), ("step=100",)),

@@ -235,8 +235,11 @@ def test_a_defence_prepares_them_where_they_are_wanted(
     # Harmless answers are as long as harmful ones stand; elsewhere they are as long as they were.
     assert max(len(states) for states in found.harmless.hidden) == 1 + max(DEPTHS)
     assert max(len(states) for states in objective.harmless.hidden) == 1 + 3
-    with pytest.raises(Es2Error, match="suffixed keeps a refusal; set response_tokens above 0"):
-        prepared(1.0, 0)
+    if name == "es2":
+        with pytest.raises(Es2Error, match="suffixed keeps a refusal; set response_tokens above 0"):
+            prepared(1.0, 0)
+    else:  # it teaches a refusal of its own and needs none that is recorded
+        assert prepared(1.0, 0).suffixed is not None
 
 
 def test_training_makes_the_refusal_likelier_behind_what_is_found(

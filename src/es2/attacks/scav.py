@@ -133,8 +133,8 @@ class Scav:
 
     @property
     def published(self) -> tuple[str, ...]:
-        """The paper's P0 and the code's."""
-        return ("p0=0.001", "p0=0.0001") if as_given(self, "p0") else ()
+        """The paper's P0 and the code's, whichever layers pass the gate."""
+        return ("p0=0.001", "p0=0.0001") if as_given(self, "p0", "min_accuracy") else ()
 
     def settings(self) -> Sequence[str]:
         """One for each P0."""

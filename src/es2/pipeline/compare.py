@@ -90,7 +90,8 @@ def run_members(
         force: measure on prompts that are fitted on too; the results say so.
 
     Raises:
-        Es2Error: if there is no such member, or their folders are there already, unless resumed.
+        Es2Error: if there is no such member, or their folders are there already, unless resumed; if
+            not all verdicts are of one version of the rules.
     """
     members = comparison.members()
     if strange := sorted(set(only) - set(members)):
@@ -106,6 +107,8 @@ def run_members(
         if comparison.evaluate is not None:
             asked = comparison.evaluate
             evaluate(reopen(folder), replace(asked, force=force or asked.force))
+    if not only:  # all are there and are about to be gathered
+        check_rules([out / MEMBERS / label for label in members])
     return [_part(label, out / MEMBERS / label) for label in members]
 
 
@@ -140,12 +143,7 @@ def gather_runs(runs: Sequence[Path], out: Path) -> Path:
 
 
 def gather(parts: Sequence[Part], out: Path) -> Path:
-    """One folder out of many: records under the comparison's names, rates from the records.
-
-    Raises:
-        Es2Error: if their verdicts are of several versions of the rules.
-    """
-    check_rules([part.folder for part in parts])
+    """One folder out of many: records under the comparison's names, rates from the records."""
     for file in (ATTEMPTS, f"over_refusal/{ATTEMPTS}", f"margin/{ATTEMPTS}"):
         _merge(out / file, (record for part in parts for record in part.records(file)))
     _merge(out / ANSWERS, (record for part in parts for record in part.records(ANSWERS, "model")))

@@ -119,13 +119,13 @@ def rows(
         margins: safety margins.
     """
     found = []
-    asked = [refusal.models.get(label, {}) if refusal else {} for label in members.members]
-    common = set(asked[0]).intersection(*asked) if asked else set()
+    asked = {label: refusal.models.get(label, {}) if refusal else {} for label in members.members}
+    common = set.intersection(*map(set, asked.values())) if asked else set()
     for label, member in members.members.items():
         of = results.defences[label]
         attacks = {name: _faced(one) for name, one in of.attacks.items()}
         lowest = min(attacks, key=lambda name: attacks[name].judged.rate, default=None)
-        sets = refusal.models.get(label, {}) if refusal else {}
+        sets = asked[label]
         safe = {name: halves["safe"] for name, halves in sets.items() if "safe" in halves}
         shared = [half for name, half in safe.items() if name in common]
         unsafe = [sets[name]["unsafe"] for name in sorted(common) if "unsafe" in sets[name]]

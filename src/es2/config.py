@@ -111,6 +111,10 @@ class Recipe:
             raise Es2Error("base: false, but no defence is given: nothing is left to measure")
         if not self.train.lr > 0:
             raise Es2Error(f"train.lr is {self.train.lr}, but has to be above 0")
+        if self.train.min_lr_rate > 1:
+            raise Es2Error(
+                f"train.min_lr_rate is {self.train.min_lr_rate}, but is a share of train.lr"
+            )
 
 
 _LEAST = {

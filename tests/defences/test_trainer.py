@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from es2.defences import DEFENCES
 from es2.defences.es2 import Es2
 from es2.defences.objective import Separation
 from es2.defences.reference import record
@@ -38,7 +39,7 @@ from es2.defences.trainer import (
 from es2.errors import Es2Error
 from es2.models.forward import forward
 from es2.models.loading import ChatModel, load
-from tiny import encode
+from tiny import CHATML, encode, make_tokenizer
 
 SETTINGS = TrainSettings(
     steps=7, batch_size=2, lr=3e-3, warmup=2, rank=2, validate_every=0, checkpoint_every=2, seed=5
@@ -142,6 +143,20 @@ def test_no_warm_up_starts_at_the_peak() -> None:
     assert learning_rate(0, TrainSettings(steps=5, warmup=0, lr=2.0)) == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_rate_falls_in_a_line_to_the_share_that_is_asked_for(share: float) -> None:
+    settings = TrainSettings(steps=1000, warmup=0, min_lr_rate=share, lr=3.0)
+    rates = [learning_rate(step, settings) for step in range(1000)]
+    assert rates[500] == pytest.approx(3.0 * (1 + share) / 2)
+    assert rates[-1] == pytest.approx(3.0 * share, abs=0.004)
+
+
+@pytest.mark.parametrize("name", ["circuit_breakers", "repbend", "lat"])
+def test_what_was_published_with_a_constant_rate_has_one(name: str) -> None:
+    published = DEFENCES.find(name).published
+    assert {learning_rate(step, published) for step in range(published.steps)} == {published.lr}
+
+
 # What moves
 
 
@@ -176,6 +191,26 @@ def test_the_scope_chooses_the_blocks_that_train(
     adapted = sum("lora_A" in name for name in trainable(tuned))
     assert adapted == linear * len(blocks)
     assert linear >= 4
+
+
+def test_the_scope_reaches_the_linear_maps_of_gpt2() -> None:
+    tokenizer = make_tokenizer(CHATML)
+    shape = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=4, n_head=2)
+    chat = ChatModel("gpt2", GPT2LMHeadModel(shape), tokenizer, batch_size=2)
+    tuned = attach_lora(chat, replace(SETTINGS, scope="critical"), (2, 3))
+    assert blocks_that_train(tuned) == {2, 3}
+
+
+@pytest.mark.parametrize("scope", ["all", "critical"])
+def test_targets_choose_the_linear_maps_that_train(own_chat: ChatModel, scope: Any) -> None:
+    tuned = attach_lora(own_chat, replace(SETTINGS, scope=scope, targets=("o_proj",)), (2, 3))
+    assert blocks_that_train(tuned) == ({1, 2, 3, 4} if scope == "all" else {2, 3})
+    assert all(".o_proj." in name for name in trainable(tuned))
+
+
+def test_a_target_that_no_block_has_is_told_with_those_there_are(tiny: Tiny) -> None:
+    with pytest.raises(Es2Error, match=r"called 'query' in the blocks .*; there are .*q_proj"):
+        attach_lora(tiny("llama"), replace(SETTINGS, targets=("q_proj", "query")), (2, 3))
 
 
 def test_the_seed_makes_the_adapter(tiny: Tiny) -> None:

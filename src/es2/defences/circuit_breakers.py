@@ -17,8 +17,8 @@ all trained layers and all positions of texts to be kept. Different here from wh
 - Texts to be kept are the model's own answers to harmless and borderline prompts and its refusals; the
   published are UltraChat, XSTest (which is a benchmark here) and, for Llama 3, refusals.
 - The published LoRA is on all linear modules of the blocks up to the one above the last target layer,
-  with dropout 0.05 and a constant rate. Here it is on those of all blocks, but those above the last
-  target layer get no gradient and stay zero; there is no dropout, and the rate decays.
+  with dropout 0.05. Here it is on those of all blocks, but those above the last target layer get no
+  gradient and stay zero; there is no dropout.
 
 Where training starts the cosine is at its top and has no slope. The first step is one of rounding
 errors, there as here; AdamW makes them large enough to go on from.
@@ -70,7 +70,14 @@ class CircuitBreakers:
     name: ClassVar[str] = "circuit_breakers"
     source: ClassVar[str] = "Zou et al., arXiv 2406.04313"
     published: ClassVar[TrainSettings] = TrainSettings(
-        steps=150, batch_size=16, lr=1e-4, warmup=0, rank=16, alpha=16, validate_every=0
+        steps=150,
+        batch_size=16,
+        lr=1e-4,
+        warmup=0,
+        min_lr_rate=1.0,
+        rank=16,
+        alpha=16,
+        validate_every=0,
     )
     keeps: ClassVar[str] = "last"
     layers: tuple[int, ...] | None = None

@@ -75,7 +75,14 @@ class Lat:
     source: ClassVar[str] = "Sheshadri et al., arXiv 2407.15549"
     # 100 perturbations, of which each serves four updates; here a step is one of each.
     published: ClassVar[TrainSettings] = TrainSettings(
-        steps=100, batch_size=16, lr=8e-5, warmup=0, rank=64, alpha=8, validate_every=0
+        steps=100,
+        batch_size=16,
+        lr=8e-5,
+        warmup=0,
+        min_lr_rate=1.0,
+        rank=64,
+        alpha=8,
+        validate_every=0,
     )
     keeps: ClassVar[str] = "last"
     layers: tuple[int, ...] | None = None

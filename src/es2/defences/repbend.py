@@ -18,8 +18,7 @@ Different here from what was published:
 - The top layer's states are taken before the final norm, not after; the embeddings, which do not move,
   do not count as a layer.
 - The published LoRA is on all linear modules of the blocks up to the one above the last target layer,
-  with dropout 0.05 and a constant rate. Here it is on those of all blocks, without dropout, and the
-  rate decays.
+  with dropout 0.05. Here it is on those of all blocks, without dropout.
 
 The published code has a fifth term, of weight 0, which is left out. How the weights were chosen, and
 for which other sizes of model, is not known to us.
@@ -75,7 +74,14 @@ class RepBend:
     name: ClassVar[str] = "repbend"
     source: ClassVar[str] = "Yousefpour et al., arXiv 2504.01550"
     published: ClassVar[TrainSettings] = TrainSettings(
-        steps=450, batch_size=16, lr=1e-5, warmup=0, rank=16, alpha=16, validate_every=0
+        steps=450,
+        batch_size=16,
+        lr=1e-5,
+        warmup=0,
+        min_lr_rate=1.0,
+        rank=16,
+        alpha=16,
+        validate_every=0,
     )
     keeps: ClassVar[str] = "last"
     layers: tuple[int, ...] | None = None

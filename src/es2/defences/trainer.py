@@ -24,6 +24,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from es2.errors import Es2Error
+from es2.models.blocks import LINEAR
 from es2.models.loading import ChatModel
 
 Scope = Literal["all", "to-terminal", "critical"]
@@ -36,10 +37,13 @@ class TrainSettings:
     Attributes:
         steps: at most this many optimiser steps.
         batch_size: prompts of each class a step.
-        lr: AdamW's peak learning rate, after `warmup` steps; then linear decay to a tenth.
+        lr: AdamW's peak learning rate, after `warmup` steps.
+        min_lr_rate: share of `lr` to which the rate then falls, in a line, until the last step; 1
+            for a constant rate.
         rank: LoRA rank; 0 trains all weights.
         alpha: LoRA alpha.
         scope: blocks that get LoRA: all, up to the terminal layer, or the critical two alone.
+        targets: the linear maps that get LoRA in them, such as q_proj v_proj; none named: all.
         clip: gradient norm limit.
         validate_every: steps between validations; 0 for none.
         patience: training ends after this many validations in a row that find the model broken.
@@ -51,9 +55,11 @@ class TrainSettings:
     batch_size: int = 8
     lr: float = 2e-4
     warmup: int = 5
+    min_lr_rate: float = 0.1
     rank: int = 16
     alpha: int = 32
     scope: Scope = "all"
+    targets: tuple[str, ...] = ()
     clip: float = 1.0
     validate_every: int = 24
     patience: int = 2
@@ -123,6 +129,7 @@ class Validation:
 LEAST: Mapping[str, float] = {
     "steps": 1,
     "batch_size": 1,
+    "min_lr_rate": 0,
     "rank": 0,
     "validate_every": 0,
     "patience": 1,
@@ -174,7 +181,11 @@ def batch_indices(count: int, size: int, step: int, seed: int) -> list[int]:
 
 
 def attach_lora(chat: ChatModel, settings: TrainSettings, layers: tuple[int, ...]) -> ChatModel:
-    """The model with a fresh, trainable LoRA on all linear modules of the blocks in scope."""
+    """The model with a fresh, trainable LoRA on linear modules of the blocks in scope.
+
+    Raises:
+        Es2Error: if one of `settings.targets` names no such module.
+    """
     blocks = {
         "all": list(range(chat.depth)),
         "to-terminal": list(range(max(layers, default=chat.depth))),
@@ -187,28 +198,31 @@ def attach_lora(chat: ChatModel, settings: TrainSettings, layers: tuple[int, ...
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)
-    if settings.scope != "all":
-        config.target_modules = _linear_names(chat, blocks)
+    if settings.scope != "all" or settings.targets:
+        config.target_modules = _linear_names(chat, blocks, settings.targets)
     model = get_peft_model(chat.inner, config)
     model.peft_config["default"].base_model_name_or_path = chat.name
     return ChatModel(chat.name, model, chat.tokenizer, batch_size=chat.batch_size)
 
 
-def _linear_names(chat: ChatModel, blocks: list[int]) -> list[str]:
-    wanted = {id(m) for i in blocks for m in chat.blocks[i].modules()}
-    return [
-        name
-        for name, module in chat.inner.named_modules()
-        if isinstance(module, torch.nn.Linear) and id(module) in wanted
-    ]
+def _linear_names(chat: ChatModel, blocks: list[int], targets: tuple[str, ...]) -> list[str]:
+    wanted = {id(m) for i in blocks for m in chat.blocks[i].modules() if isinstance(m, LINEAR)}
+    names = [name for name, module in chat.inner.named_modules() if id(module) in wanted]
+    found = {name.rpartition(".")[2] for name in names}
+    if missing := [target for target in targets if target not in found]:
+        raise Es2Error(
+            f"train.targets: no linear module is called {missing[0]!r} in the blocks of {chat.name}; "
+            f"there are {', '.join(sorted(found))}"
+        )
+    return [name for name in names if not targets or name.rpartition(".")[2] in targets]
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then linear decay to a tenth at the last step."""
+    """Linear warm-up, then linear decay to a share of the peak at the last step."""
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
     left = (settings.steps - step) / max(1, settings.steps - settings.warmup)
-    return settings.lr * (0.1 + 0.9 * left)
+    return settings.lr * (settings.min_lr_rate + (1 - settings.min_lr_rate) * left)
 
 
 def adapter_off(chat: ChatModel) -> AbstractContextManager[None]:

@@ -9,8 +9,12 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from es2.errors import Es2Error
+
+LINEAR = (nn.Linear, Conv1D)
+"""The linear maps that PEFT puts a LoRA on; `Conv1D` is what GPT-2 has for them."""
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

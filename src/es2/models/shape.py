@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from es2.errors import Es2Error
-from es2.models.blocks import find_decoder
+from es2.models.blocks import LINEAR, find_decoder
 from es2.models.loading import adapter_base, source_of
 
 
@@ -72,7 +72,7 @@ def shape_of(name: str) -> Shape:
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     kept = getattr(text, "num_key_value_heads", None) or heads
-    linear = [module for module in blocks.modules() if isinstance(module, nn.Linear)]
+    linear = [module for module in blocks.modules() if isinstance(module, LINEAR)]
     return Shape(
         name=name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -82,5 +82,5 @@ def shape_of(name: str) -> Shape:
         inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         cached=2 * kept * size * len(blocks),
         vocabulary=text.vocab_size,
-        widths=sum(module.in_features + module.out_features for module in linear),
+        widths=sum(sum(module.weight.shape) for module in linear),
     )

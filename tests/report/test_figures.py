@@ -28,7 +28,7 @@ MEASURED = {
     "safe prompts declined": {"es2@1": Rate(0.1, 0.0, 0.2, 20)},
 }
 
-POINTS = {"base": ("base", 0.1, 0.2), "es2@1": ("es2", 0.2, 0.8), "dpl": ("dpl", 0.3, 0.8)}
+POINTS = {"base": (0.1, 0.2), "es2@1": (0.2, 0.8), "dpl": (0.3, 0.8)}
 
 
 def drawn():
@@ -153,6 +153,12 @@ def test_trailing_mean_is_the_mean_of_the_last_four():
 def test_models_never_share_a_look():
     named = looks_of(["base", "es2", "lat", "repbend", "dpl"])
     assert len(set(named.values())) == 5
+
+
+def test_training_seeds_of_a_defence_share_its_look():
+    looks = looks_of(["base", "es2@0", "es2@1", "lat@0", "dpl", "lat@1"])
+    assert looks["es2@0"] == looks["es2@1"] == looks_of(["es2"])["es2"]
+    assert looks["lat@0"] == looks["lat@1"] != looks["dpl"]
 
 
 def test_palette_has_no_colour_twice():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from synthetic import margin
 
-from es2.report.margin import figure, margin_table, ratio, sentence, worst
+from es2.report.margin import figure, margin_table, ratio, sentences, worst
 from es2.results.margin import Bound, Margins, Ratio
 
 
@@ -15,7 +15,7 @@ def margins() -> Margins:
 
 
 def said(margins: Margins) -> str:
-    return sentence(margins).replace("\N{NO-BREAK SPACE}", " ")
+    return " ".join(sentences(margins)).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_the_sentence_names_both_sizes_and_which_breaks_first(margins: Margins) -> None:
@@ -86,6 +86,16 @@ def test_every_direction_has_a_panel_that_speaks(margins: Margins) -> None:
     for panel in drawn.panels:
         assert "half complied at" in panel.svg and "margin" in panel.svg
     assert [key.text for key in drawn.legend][:2] == ["base: complied by then", "base: incoherent"]
+
+
+def test_many_models_have_a_panel_each_and_one_legend(margins: Margins) -> None:
+    es2 = margins.models["es2"]
+    models = {"base": margins.models["base"], **{f"es2@{seed}": es2 for seed in range(3)}}
+    drawn = figure(margins.model_copy(update={"models": models}))
+    titles = [panel.title.replace("\N{NO-BREAK SPACE}", " ") for panel in drawn.panels]
+    assert len(titles) == 4 and titles[1] == "ES2, seed 0: margin > 4"
+    assert all("or RepE" in panel.svg for panel in drawn.panels)
+    assert [key.text for key in drawn.legend] == ["complied by then", "incoherent"]
 
 
 def test_the_table_has_a_row_a_direction_and_model(margins: Margins) -> None:

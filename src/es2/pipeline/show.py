@@ -8,7 +8,7 @@ from pathlib import Path
 from es2.progress import output
 from es2.report.comparisons import comparisons, counted
 from es2.report.formats import difference, name
-from es2.report.margin import margin_table, sentence
+from es2.report.margin import margin_table, sentences
 from es2.report.reading import read_run
 from es2.report.table import table
 from es2.results.store import read_results
@@ -50,7 +50,7 @@ def show_evaluation(folder: Path, json: bool) -> None:
     console = output()
     if run.margin:
         console.print(margin_table(run.margin))
-        console.print(sentence(run.margin), soft_wrap=True)
+        console.print(" ".join(sentences(run.margin)), soft_wrap=True)
     console.print("\nCompared with the base, prompt by prompt", style="italic")
     found = comparisons(run.results, run.refusal, run.capability)
     for one in found:

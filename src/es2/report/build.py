@@ -91,7 +91,7 @@ def render(folder: RunFolder, found: Contest | None, title: str) -> str:
         else [*margin_figures(folder.margin), *key_figures(results)],
         contest=found,
         margin=margin.figure(folder.margin) if folder.margin else None,
-        margin_finding=margin.sentence(folder.margin) if folder.margin else "",
+        margin_findings=margin.sentences(folder.margin) if folder.margin else [],
         refusal_rows=refusal_sets(folder.refusal),
         capability=folder.capability,
         drift_rows=drift_rows(folder.drift),

@@ -167,15 +167,13 @@ def figure(rows: Sequence[Row]) -> Figures | None:
     known = _points(rows)
     if len(known) < 2:
         return None
-    names = list(dict.fromkeys(row.name for row in rows))
-    by_label = {row.label: row for row in rows}
-    points = {label: (by_label[label].name, cost, safety) for label, cost, safety in known}
+    points = {label: (cost, safety) for label, cost, safety in known}
     on = frontier(known)
     label = "Judged DSR under the worst attack against safe prompts declined: " + "; ".join(
         f"{name(one)} {percent(safety)} against {percent(cost)}" for one, cost, safety in known
     )
     drawn = figures.trade_off(points, on, f"{label}. On the frontier: {', '.join(on)}.")
-    return Figures([Panel("", Markup(drawn))], legend(looks_of(names)))
+    return Figures([Panel("", Markup(drawn))], legend(looks_of(list(points))))
 
 
 def interval_panels(rows: Sequence[Row]) -> list[Panel]:

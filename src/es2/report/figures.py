@@ -14,7 +14,6 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLo
 from es2.report.canvas import HEIGHT, WIDTH, draw, panel, strip
 from es2.report.formats import name, power_of_ten
 from es2.report.looks import CLASSES, PALETTE, PAPER, Look, looks_of, margin_look, series_looks
-from es2.results.comparison import without_seed
 from es2.results.rates import Rate
 
 Point = tuple[float, float]
@@ -99,11 +98,16 @@ def push(norms: Mapping[str, Sequence[Point]], published: Sequence[float], label
         return draw(figure, label)
 
 
-def margin(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Rate]]]], label: str) -> str:
+def margin(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, Rate]]]],
+    looks: Mapping[str, Look],
+    label: str,
+) -> str:
     """Shares complied with and incoherent as the stream is pushed harder, with their bands.
 
     Args:
         curves: by model, then `complied` and `incoherent`: (size as a share of the norm, rate).
+        looks: of every model of the page, of which these may be some.
         label: what the figure shows, for those who cannot see it.
     """
     with panel() as (figure, axes):
@@ -111,14 +115,14 @@ def margin(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Rate]]]], lab
         sizes = sorted({norm for of in curves.values() for norm, _ in of["complied"] if norm})
         # No push at all stands where the next smaller size would, left of the logarithmic axis.
         unpushed = sizes[0] ** 2 / sizes[1] if len(sizes) > 1 else sizes[0] / 2
-        for key, look in looks_of(list(curves)).items():
-            for kind, found in curves[key].items():
+        for key, of in curves.items():
+            colour = PALETTE[looks[key].colour]
+            for kind, found in of.items():
                 at = [norm or unpushed for norm, _ in found]
                 low, high = ([100 * end for end in ends] for ends in _ends(found))
-                colour = PALETTE[look.colour]
                 axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
                 points = [(x, 100 * rate.rate) for x, (_, rate) in zip(at, found, strict=True)]
-                _line(axes, points, margin_look(look, kind == "complied"), markers=True)
+                _line(axes, points, margin_look(looks[key], kind == "complied"), markers=True)
         axes.set_ylim(-3, 103)
         axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
         axes.set_xscale("log")
@@ -130,18 +134,18 @@ def margin(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Rate]]]], lab
 
 
 def trade_off(
-    points: Mapping[str, tuple[str, float, float]], frontier: Sequence[str], label: str
+    points: Mapping[str, tuple[float, float]], frontier: Sequence[str], label: str
 ) -> str:
     """Safety against cost, a point a model; a line joins those that nobody beats in both.
 
     Args:
-        points: by label: the model whose look it has, cost and safety, both as shares.
+        points: cost and safety of every model, both as shares.
         frontier: labels of those on the frontier.
         label: what the figure shows, for those who cannot see it.
     """
-    with panel(1.6 * WIDTH, 1.4 * HEIGHT, head=0.24) as (figure, axes):
-        known = looks_of(list(dict.fromkeys(model for model, _, _ in points.values())))
-        steps = sorted((100 * points[one][1], 100 * points[one][2]) for one in frontier)
+    with panel(2.3 * WIDTH, 1.7 * HEIGHT, head=0.24) as (figure, axes):
+        shown = {key: (100 * cost, 100 * safety) for key, (cost, safety) in points.items()}
+        steps = sorted(shown[one] for one in frontier)
         axes.step(
             [x for x, _ in steps],
             [y for _, y in steps],
@@ -151,15 +155,15 @@ def trade_off(
             dashes=(2, 2),
             zorder=0.5,
         )
-        for model, cost, safety in points.values():
-            _line(axes, [(100 * cost, 100 * safety)], known[model], markers=True)
+        for key, look in looks_of(list(shown)).items():
+            _line(axes, [shown[key]], look, markers=True)
         axes.set_ylim(-3, 103)
         axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
         axes.set_xlim(0, 1.06 * axes.get_xlim()[1])
         axes.set_xlabel("safe prompts declined, %")
         words = "judged DSR under the worst attack, %"
         axes.set_title(words, x=-0.05, loc="left", fontsize=8, color=PALETTE["muted"])
-        _name_points(axes, {one: (100 * x, 100 * y) for one, (_, x, y) in points.items()})
+        _name_points(axes, shown)
         return draw(figure, label)
 
 
@@ -173,7 +177,7 @@ def intervals(columns: Mapping[str, Mapping[str, Rate]], models: Sequence[str], 
         models: labels of the rows, from the top; one defence's training seeds share its look.
         label: what the figure shows, for those who cannot see it.
     """
-    known = looks_of(list(dict.fromkeys(map(without_seed, models))))
+    looks = looks_of(models)
     heights = range(len(models))[::-1]
     names = [name(model) for model in models]
     left = (0.6 * _SMALL * max(map(len, names)) + 8) / 72
@@ -187,10 +191,9 @@ def intervals(columns: Mapping[str, Mapping[str, Rate]], models: Sequence[str], 
                 axes.axvline(100 * first.rate, color=PALETTE["muted"], linewidth=0.8, dashes=(2, 2))
             for model, height in zip(models, heights, strict=True):
                 if (rate := rates.get(model)) is not None:
-                    look = known[without_seed(model)]
                     ends = [(100 * rate.low, height), (100 * rate.high, height)]
-                    _line(axes, ends, Look(look.colour), markers=False)
-                    _line(axes, [(100 * rate.rate, height)], look, markers=True)
+                    _line(axes, ends, Look(looks[model].colour), markers=False)
+                    _line(axes, [(100 * rate.rate, height)], looks[model], markers=True)
             axes.set_xlim(0, top)
             axes.xaxis.set_major_locator(FixedLocator([0, top / 2, top]))
             axes.tick_params(axis="x", labelsize=_SMALL - 0.5)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from es2.results.comparison import without_seed
+
 # Colours that stay apart for the colour-blind, after Okabe and Ito; line and marker say it again.
 PALETTE = {
     "ink": "#1d2024",
@@ -55,12 +57,15 @@ _FURTHER = (
 )
 
 
-def looks_of(names: Sequence[str]) -> dict[str, Look]:
-    """A look for every model: the base hollow and dashed, ES2 solid, the others in turn."""
+def looks_of(labels: Sequence[str]) -> dict[str, Look]:
+    """A look for every model: the base hollow and dashed, ES2 solid, the others in turn.
+
+    One defence's training seeds share its look.
+    """
     known = {"base": Look("base", "--", "o", hollow=True), "es2": Look("es2", "-", "o")}
-    rest = [name for name in names if name not in known]
-    further = {name: _FURTHER[i % len(_FURTHER)] for i, name in enumerate(rest)}
-    return {name: known.get(name) or further[name] for name in names}
+    rest = [name for name in dict.fromkeys(map(without_seed, labels)) if name not in known]
+    known |= {name: _FURTHER[i % len(_FURTHER)] for i, name in enumerate(rest)}
+    return {label: known[without_seed(label)] for label in labels}
 
 
 def margin_look(look: Look, complied: bool) -> Look:

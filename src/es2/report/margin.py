@@ -12,12 +12,15 @@ from rich.text import Text
 
 from es2.report import figures
 from es2.report.formats import NONE, SPACE, decimal, name, percent
-from es2.report.looks import PALETTE, looks_of, margin_look
+from es2.report.looks import PALETTE, Look, looks_of, margin_look
 from es2.report.marks import swatch
 from es2.report.page import environment
 from es2.report.panels import Figures, Key, Panel
 from es2.results.margin import ANY, READ, DirectionMargin, HalfNorm, Margins, PushResult, Ratio
 from es2.results.rates import Rate
+
+OVERLAID = 3
+"""So many models' curves can be told apart in one panel."""
 
 DIRECTIONS = {ANY: "SCAV's or RepE's", "scav": "SCAV's", "repe": "RepE's", "random": "a random"}
 
@@ -49,7 +52,7 @@ def half(found: HalfNorm) -> str:
     return NONE if found.norm is None else f"{decimal(100 * found.norm, 2)}{SPACE}%"
 
 
-def sentence(margins: Margins) -> str:
+def sentences(margins: Margins) -> list[str]:
     """What the margin says of every model, at the direction that suits the attacker best."""
     parts = []
     for key, directions in margins.models.items():
@@ -77,33 +80,47 @@ def sentence(margins: Margins) -> str:
             f"direction: {safety}, {meaning}: "
             f"margin {ratio(swept.margin)}, {verdict}."
         )
-    return " ".join(parts)
+    return parts
 
 
 def figure(margins: Margins) -> Figures:
-    """One panel a direction: complied with by then, and incoherent, on every model."""
+    """Complied with by then, and incoherent: one panel a direction, every model in it.
+
+    Of more models than can be told apart in a panel each has its own, at the direction that suits the
+    attacker best.
+    """
     looks = looks_of(list(margins.models))
-    panels = []
-    for way, title in DIRECTIONS.items():
-        swept = {key: of[way] for key, of in margins.models.items() if way in of}
-        if swept:
-            curves = {key: _curves(of.pushes) for key, of in swept.items()}
-            label = f"Pushed along {title} direction: " + "; ".join(
-                f"{name(key)}: half complied at {half(of.complied)}, half incoherent at "
-                f"{half(of.incoherent)}, margin {ratio(of.margin)}"
-                for key, of in swept.items()
-            )
-            heading = f"Along {title} direction, % of prompts"
-            panels.append(Panel(heading, Markup(figures.margin(curves, f"{label}."))))
+    kinds = {True: "complied by then", False: "incoherent"}
+    if len(looks) > OVERLAID:
+        found = {key: one for key, of in margins.models.items() if (one := worst(of))}
+        panels = [
+            Panel(f"{name(key)}: margin {ratio(of.margin)}", _drawn(way, {key: of}, looks))
+            for key, (way, of) in found.items()
+        ]
+        line = {kind: swatch(margin_look(Look("ink"), kind)) for kind in kinds}
+        return Figures(panels, [Key(Markup(line[kind]), text) for kind, text in kinds.items()])
+    panels = [
+        Panel(f"Along {title} direction, % of prompts", _drawn(way, swept, looks))
+        for way, title in DIRECTIONS.items()
+        if (swept := {key: of[way] for key, of in margins.models.items() if way in of})
+    ]
     legend = [
-        Key(
-            Markup(swatch(margin_look(look, complied))),
-            f"{name(key)}: {'complied by then' if complied else 'incoherent'}",
-        )
+        Key(Markup(swatch(margin_look(look, kind))), f"{name(key)}: {text}")
         for key, look in looks.items()
-        for complied in (True, False)
+        for kind, text in kinds.items()
     ]
     return Figures(panels, legend)
+
+
+def _drawn(way: str, swept: Mapping[str, DirectionMargin], looks: Mapping[str, Look]) -> Markup:
+    """Models along one direction, with the sizes in words."""
+    curves = {key: _curves(of.pushes) for key, of in swept.items()}
+    label = f"Pushed along {DIRECTIONS[way]} direction: " + "; ".join(
+        f"{name(key)}: half complied at {half(of.complied)}, half incoherent at "
+        f"{half(of.incoherent)}, margin {ratio(of.margin)}"
+        for key, of in swept.items()
+    )
+    return Markup(figures.margin(curves, looks, f"{label}."))
 
 
 def _curves(pushes: list[PushResult]) -> dict[str, list[tuple[float, Rate]]]:
@@ -122,7 +139,7 @@ def margin_page(margins: Margins, title: str) -> str:
             title=title,
             palette=PALETTE,
             margin=figure(margins),
-            margin_finding=sentence(margins),
+            margin_findings=sentences(margins),
         )
     )
 

@@ -13,6 +13,7 @@ from es2.report.figures import Point
 from es2.report.looks import CLASSES, Look, looks_of, series_looks
 from es2.report.marks import swatch
 from es2.report.reading import READINGS, RunFolder, models, number, rate_of
+from es2.results.comparison import without_seed
 from es2.results.schema import Results
 
 # SCAV's code and its paper name different values.
@@ -44,8 +45,9 @@ class Figures:
 
 
 def legend(looks: Mapping[str, Look]) -> list[Key]:
-    """One entry a model."""
-    return [Key(Markup(swatch(look)), formats.name(key)) for key, look in looks.items()]
+    """One entry a model; one for all training seeds of a defence."""
+    names = {without_seed(label): look for label, look in looks.items()}
+    return [Key(Markup(swatch(look)), formats.name(key)) for key, look in names.items()]
 
 
 def sweep(results: Results) -> Figures:

@@ -83,6 +83,13 @@ def test_chosen_layers_and_threshold_are_named_in_the_figure():
     assert "threshold 0.8" in figures["training"] and "kept: step 2" in figures["training"]
 
 
+@pytest.mark.parametrize("decades, labels", [(4, 4), (6, 6), (12, 6)])
+def test_powers_of_ten_on_an_axis_leave_each_other_room(decades, labels):
+    rates = {10.0**-k: Rate(0.5, 0.3, 0.7, 20) for k in range(2, 2 + decades)}
+    drawn = sweep({"base": rates}, (), "sweep")
+    assert drawn.count(">10⁻") == labels and ">10⁻²<" in drawn
+
+
 def test_every_point_of_the_trade_off_is_named():
     svg = drawn()["trade-off"]
     assert all(f">{name}<" in svg for name in ("base", "ES2, seed 1", "DPL"))

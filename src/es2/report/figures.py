@@ -381,7 +381,8 @@ def _p0_axis(axes: Axes, values: Sequence[float], published: Sequence[float]) ->
     low, high = min(values), max(values)
     axes.set_xlim(high * 1.6, low / 1.6)
     decades = range(math.ceil(math.log10(low / 1.5)), math.floor(math.log10(high * 1.5)) + 1)
-    ticks = [10.0**k for k in decades]
+    # More labels than these would run into each other.
+    ticks = [10.0**k for k in decades[::-1][:: -(-len(decades) // 6)]]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([power_of_ten(tick) for tick in ticks])

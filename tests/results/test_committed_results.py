@@ -27,12 +27,13 @@ def test_the_tables_of_a_committed_comparison_follow_from_its_results(folder: Pa
     assert (folder / "tables.md").read_text() == markdown(grids(found))
 
 
-def test_the_rates_of_the_committed_comparison_follow_from_every_attempts_record(
-    tmp_path: Path,
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda path: path.name)
+def test_the_rates_of_a_committed_comparison_follow_from_every_attempts_record(
+    folder: Path, tmp_path: Path
 ) -> None:
-    with tarfile.open(DOCS / "smollm2_full" / "records.tar.xz") as archive:
+    with tarfile.open(folder / "records.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
-    committed = read_run(DOCS / "smollm2_full").results.defences
+    committed = read_run(folder).results.defences
     folders = {label: tmp_path / "records" / label for label in committed}
     recorded = (
         {**record, "defence": label}

@@ -16,7 +16,7 @@ from es2.attacks.budget import metered
 from es2.config import make_defence
 from es2.data.fitting import FitPrompts, Splits
 from es2.data.sources import Prompt
-from es2.defences.trainer import TrainSettings
+from es2.defences.trainer import TrainSettings, attach_lora
 from es2.models.loading import ChatModel
 from es2.models.shape import Shape, shape_of
 from es2.models.work import Work, answering
@@ -138,7 +138,7 @@ def test_a_defence_takes_about_the_tokens_expected(
     assert spent.backward_tokens / 2 <= work.graded <= 2 * spent.backward_tokens
 
 
-SMALL = Shape("small", 1000, 800, 4, 8, 16, 32, 20, 100)
+SMALL = Shape("small", 1000, 800, 4, 8, 16, 32, 20, {"q": 60, "up": 40})
 
 
 def test_arithmetic_is_that_of_weights_and_tokens() -> None:
@@ -163,6 +163,8 @@ def test_memory_is_weights_and_what_training_adds() -> None:
     assert memory(Stage("ask", Work(), models=2), SMALL, 2) == 2 * 1000 * 2
     lora = Stage("train", Work(), train=TrainSettings(rank=3))
     assert memory(lora, SMALL, 2) == 2000 + 3 * 100 * 20
+    some = Stage("train", Work(), train=TrainSettings(rank=3, targets=("up",)))
+    assert memory(some, SMALL, 2) == 2000 + 3 * 40 * 20
     whole = Stage("train", Work(), train=TrainSettings(rank=0))
     assert memory(whole, SMALL, 4) == 4000 + 800 * 16
     batch = Stage("train", Work(batch=5, scored=2), train=TrainSettings(rank=3))
@@ -183,6 +185,21 @@ def test_a_shape_is_the_loaded_models(shared: Callable[[str], ChatModel], family
     assert found.parameters == sum(p.numel() for p in chat.inner.parameters())
     assert found.blocks == sum(p.numel() for p in chat.blocks.parameters())
     assert found.layers == chat.depth
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_loras_parameters_are_those_of_the_one_attached(own_chat: ChatModel, count: int) -> None:
+    shape = shape_of(own_chat.name)
+    targets = tuple(shape.widths)[:count]
+    tuned = attach_lora(own_chat, TrainSettings(rank=3, targets=targets), ())
+    trained = sum(p.numel() for p in tuned.inner.parameters() if p.requires_grad)
+    assert trained == 3 * shape.lora(targets)
+
+
+def test_a_lora_where_no_map_is_stops_the_plan(place: Workplace) -> None:
+    done = place("run", place.recipe(train={"targets": ["v"]}), "--dry-run")
+    assert done.code == 2
+    assert "train.targets: no linear module is called 'v'" in done.err
 
 
 def test_a_run_is_planned_and_nothing_is_written(

@@ -24,7 +24,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from es2.errors import Es2Error
-from es2.models.blocks import LINEAR
+from es2.models.blocks import LINEAR, check_targets
 from es2.models.loading import ChatModel
 
 Scope = Literal["all", "to-terminal", "critical"]
@@ -209,11 +209,7 @@ def _linear_names(chat: ChatModel, blocks: list[int], targets: tuple[str, ...]) 
     wanted = {id(m) for i in blocks for m in chat.blocks[i].modules() if isinstance(m, LINEAR)}
     names = [name for name, module in chat.inner.named_modules() if id(module) in wanted]
     found = {name.rpartition(".")[2] for name in names}
-    if missing := [target for target in targets if target not in found]:
-        raise Es2Error(
-            f"train.targets: no linear module is called {missing[0]!r} in the blocks of {chat.name}; "
-            f"there are {', '.join(sorted(found))}"
-        )
+    check_targets(targets, found, chat.name)
     return [name for name in names if not targets or name.rpartition(".")[2] in targets]
 
 

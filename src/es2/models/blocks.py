@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from jaxtyping import Float
@@ -59,6 +59,24 @@ def _block_lists(module: nn.Module, depth: int) -> Iterator[nn.ModuleList]:
 
 def _attends(module: nn.Module) -> bool:
     return "attention" in type(module).__name__.lower()
+
+
+def check_targets(targets: Collection[str], maps: Collection[str], model: str) -> None:
+    """Sees to it that every target names one of the linear maps of the model's blocks.
+
+    Args:
+        targets: where a LoRA is wanted, by name.
+        maps: the names that there are.
+        model: the model's name.
+
+    Raises:
+        Es2Error: if there is no such map.
+    """
+    if missing := [target for target in targets if target not in maps]:
+        raise Es2Error(
+            f"train.targets: no linear module is called {missing[0]!r} in the blocks of {model}; "
+            f"there are {', '.join(sorted(maps))}"
+        )
 
 
 def logits(model: nn.Module, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from es2.errors import Es2Error
-from es2.models.blocks import LINEAR, find_decoder
+from es2.models.blocks import LINEAR, check_targets, find_decoder
 from es2.models.loading import adapter_base, source_of
 
 
@@ -28,8 +30,8 @@ class Shape:
         inner: width of the feed-forward layers.
         cached: numbers that one token leaves in the cache, over all layers.
         vocabulary: tokens.
-        widths: sum over the blocks' linear maps of inputs and outputs: a LoRA has so many
-            parameters a rank.
+        widths: inputs and outputs of the blocks' linear maps, summed over the maps of each name: a
+            LoRA has so many parameters a rank.
     """
 
     name: str
@@ -40,7 +42,19 @@ class Shape:
     inner: int
     cached: int
     vocabulary: int
-    widths: int
+    widths: Mapping[str, int]
+
+    def lora(self, targets: Collection[str]) -> int:
+        """Parameters a rank of a LoRA in every block.
+
+        Args:
+            targets: names of the linear maps that it is in; none for all.
+
+        Raises:
+            Es2Error: if there is no such map.
+        """
+        check_targets(targets, self.widths, self.name)
+        return sum(self.widths[name] for name in targets or self.widths)
 
 
 def shape_of(name: str) -> Shape:
@@ -72,7 +86,10 @@ def shape_of(name: str) -> Shape:
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     kept = getattr(text, "num_key_value_heads", None) or heads
-    linear = [module for module in blocks.modules() if isinstance(module, LINEAR)]
+    widths: Counter[str] = Counter()
+    for path, module in blocks.named_modules():
+        if isinstance(module, LINEAR):
+            widths[path.rpartition(".")[2]] += sum(module.weight.shape)
     return Shape(
         name=name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -82,5 +99,5 @@ def shape_of(name: str) -> Shape:
         inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         cached=2 * kept * size * len(blocks),
         vocabulary=text.vocab_size,
-        widths=sum(sum(module.weight.shape) for module in linear),
+        widths=dict(widths),
     )

@@ -205,10 +205,15 @@ def memory(stage: Stage, shape: Shape, size: int, draft: int = 0) -> float:
         shape: of the model.
         size: bytes of a weight.
         draft: parameters of a draft model.
+
+    Raises:
+        Es2Error: if a LoRA is wanted in linear maps that the model does not have.
     """
     work, train = stage.work, stage.train
     weights = (stage.models * shape.parameters + draft) * size
-    trained = 0 if train is None else (train.rank * shape.widths if train.rank else shape.blocks)
+    trained = 0 if train is None else shape.blocks
+    if train is not None and train.rank:
+        trained = train.rank * shape.lora(train.targets)
     # In float32: gradient, AdamW's two moments, the best so far; a LoRA's weights are extra.
     trained *= 4 * (5 if train is not None and train.rank else 4)
     # A block keeps about ten vectors of the stream's width and four of the feed-forward's a token.
@@ -227,7 +232,8 @@ def plan(wanted: Recipe | Comparison, gpu: str = "h100", devices: int = 1) -> Pl
         devices: how many of them, with the layers spread over them.
 
     Raises:
-        Es2Error: for an unknown GPU, fewer than one, or a model whose config cannot be had.
+        Es2Error: for an unknown GPU, fewer than one, a model whose config cannot be had, or a LoRA in
+            linear maps that it does not have.
     """
     device = gpu_named(gpu)
     if devices < 1:

@@ -96,6 +96,11 @@ def test_shipped_recipes_are_valid_and_say_how_to_launch_them(path: Path, tmp_pa
     assert f"es2 {'compare' if several else 'run'} recipes/{path.name}" in head
 
 
+def test_a_comparison_given_to_run_is_sent_to_compare() -> None:
+    with pytest.raises(Es2Error, match=re.escape("smollm2_full.yaml: compares several defences")):
+        load_recipe(RECIPES / "smollm2_full.yaml")
+
+
 def test_numbers_may_be_written_as_yaml_11_does_not_read_them(tmp_path: Path) -> None:
     # "1e-4" without a dot is a text to YAML 1.1.
     recipe = written(tmp_path, "model: m\ntrain: {lr: 1e-4}\nattacks: {scav: {p0: [1e-3]}}")

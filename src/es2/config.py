@@ -187,6 +187,8 @@ def load_recipe(path: Path) -> Recipe:
         Es2Error: naming the file, the key and what is wrong with it.
     """
     values = read_yaml(path)
+    if "defences" in values:
+        raise Es2Error(f"{path}: compares several defences; run it with es2 compare")
     try:
         recipe: Recipe = checked(Recipe, _of_defence(values))
         make_attacks(recipe.attacks)

@@ -243,7 +243,10 @@ def test_finished_runs_are_gathered(es2: Workplace) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"defences": {}}, "no defences to compare"),
+        (
+            {"defences": {}},
+            "no defences to compare; give `defences: {es2: {}, ...}` or use es2 run",
+        ),
         ({"defences": {"es3": {}}}, "unknown defence 'es3'"),
         ({"defences": ["es2"]}, "defences: ['es2'] is no mapping"),
         ({"defences": {"es2": 5}}, "defences.es2: 5 is no mapping"),

@@ -110,7 +110,7 @@ def load_comparison(path: Path) -> Comparison:
     values = read_yaml(path)
     try:
         if not values.get("defences"):
-            raise Es2Error("no defences to compare; give `defences: {es2: {}, ...}`")
+            raise Es2Error("no defences to compare; give `defences: {es2: {}, ...}` or use es2 run")
         several = ("defences", "seeds", "evaluate", "tune")
         own: dict[str, Any] = {name: values.pop(name) for name in several if name in values}
         for key in ("defence", "train", "base"):

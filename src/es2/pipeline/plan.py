@@ -211,11 +211,11 @@ def memory(stage: Stage, shape: Shape, size: int, draft: int = 0) -> float:
     """
     work, train = stage.work, stage.train
     weights = (stage.models * shape.parameters + draft) * size
-    trained = 0 if train is None else shape.blocks
-    if train is not None and train.rank:
-        trained = train.rank * shape.lora(train.targets)
-    # In float32: gradient, AdamW's two moments, the best so far; a LoRA's weights are extra.
-    trained *= 4 * (5 if train is not None and train.rank else 4)
+    trained = 0
+    if train is not None:
+        # In float32: gradient, AdamW's two moments, the best so far; a LoRA's weights are extra.
+        own = 5 * train.rank * shape.lora(train.targets) if train.rank else 4 * shape.blocks
+        trained = 4 * own
     # A block keeps about ten vectors of the stream's width and four of the feed-forward's a token.
     kept = work.batch * shape.layers * (10 * shape.hidden + 4 * shape.inner) * size
     scores = 4 * 4 * work.scored * shape.vocabulary  # logits, and what a loss makes of them
